@@ -1,0 +1,49 @@
+"""Distil a teacher into students: every combination of the values given, in one pass.
+
+python distill.py --alpha 0.5 --temperature 10
+python distill.py --alpha 0.1 0.25 0.5 0.75 0.9 --temperature 1 5 10 --seed 0 1 2
+torchrun --nproc-per-node 2 distill.py --alpha 0.1 0.5 0.9 --temperature 1 5 10 --threads 1
+"""
+
+import argparse
+from itertools import product
+
+import flags
+from cells import Cell
+from grid import run_command
+from losses import METHODS
+from models import MODELS
+from utils import UserError, run_script
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """The grid as cells: seed by seed, then alpha, then temperature. Raises UserError."""
+    method = METHODS.get(args.method)  # None: the control without a teacher
+    temperatures = args.temperature if method and method.temperature else [None]
+    if args.scale_t2 and args.method != "kd":
+        raise UserError("--scale-t2 belongs to --method kd: leave one of them out")
+    if args.beta and (not method or method.beta is None):
+        raise UserError(f"--method {args.method} has no weight of its own: leave --beta out")
+    betas = args.beta or [method.beta if method else None]
+    common = {
+        "model": args.student,
+        "width": args.student_width or MODELS[args.student].DEFAULT_WIDTH,
+        "method": args.method,
+        "scale_t2": args.scale_t2,
+        "teacher_seed": args.teacher_seed if method else None,
+    }
+    grid = product(args.seed, args.alpha, temperatures, betas)
+    cells = [Cell(seed=s, alpha=a, temperature=t, beta=b, **common) for s, a, t, b in grid]
+    return list(dict.fromkeys(cells))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = flags.parser(__doc__.splitlines()[0])
+    flags.add_distillation(parser)
+    flags.add_teacher(parser)
+    args = parser.parse_args(argv)
+    run_command(cells_of(args), args)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,128 @@
+"""Every flag of the training scripts, each defined once, and the checks on its value."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cells import Settings
+from data import SOURCES
+from losses import METHODS
+from models import MODELS
+from utils import ROOT, UserError
+
+DEFAULTS = Settings()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line and not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    """An argparse type: `kind`, finite, and passing `test`; `what` says what is wanted."""
+
+    def parse(raw: str) -> float:
+        try:
+            value = kind(raw)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{raw!r} is not {what}") from None
+        if not math.isfinite(value) or not test(value):
+            raise argparse.ArgumentTypeError(f"{raw} is not {what}")
+        return value
+
+    return parse
+
+
+COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
+COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
+POSITIVE = number(float, lambda v: v > 0, "a number above 0")
+NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
+SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+
+
+def parser(description: str) -> Parser:
+    """A parser with the flags that all three training scripts share."""
+    p = Parser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = p.add_argument_group("data").add_argument
+    add("--dataset", choices=sorted(SOURCES), default=DEFAULTS.dataset, help="what to train on")
+    add("--data-dir", type=Path, default=ROOT / "data", help="where the data set is or goes")
+    add("--train-size", type=COUNT_OR_NONE, default=DEFAULTS.train_size, metavar="N",
+        help="train on a class-balanced subset of N images; 0: on all")  # fmt: skip
+    add("--val-size", type=COUNT_OR_NONE, default=DEFAULTS.val_size, metavar="N",
+        help="hold N class-balanced training images out, and measure on them")  # fmt: skip
+    add("--normalization", choices=["reference", "data"], default=DEFAULTS.normalization,
+        help="the reference's constants, or the training set's own")  # fmt: skip
+    add = p.add_argument_group("optimisation").add_argument
+    add("--epochs", type=COUNT, default=DEFAULTS.epochs, help="passes over the training set")
+    add("--batch-size", type=COUNT, default=DEFAULTS.batch_size, help="images a step")
+    add("--lr", type=POSITIVE, default=DEFAULTS.lr, help="learning rate of the first epoch")
+    add("--t-max", type=COUNT, default=DEFAULTS.t_max,
+        help="epochs until the cosine reaches 0; the reference stops half-way")  # fmt: skip
+    add("--momentum", type=BELOW_ONE, default=DEFAULTS.momentum, help="SGD momentum")
+    add("--weight-decay", type=NOT_NEGATIVE, default=DEFAULTS.weight_decay, help="SGD weight decay")
+    add("--amp", action=argparse.BooleanOptionalAction, default=None,
+        help="bfloat16 autocast in the ResNet; unset: where the hardware has it")  # fmt: skip
+    add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
+        help="initial weights, order and augmentation; several: one after another")  # fmt: skip
+    add = p.add_argument_group("where and how").add_argument
+    add("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
+    add("--threads", type=COUNT_OR_NONE, default=0, help="CPU threads; 0: torch's own choice")
+    add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
+    add("--overwrite", action="store_true", help="train again what is in the CSV already")
+    add("--save-seconds", type=POSITIVE, default=60.0,
+        help="how often the state of an unfinished run is saved")  # fmt: skip
+    return p
+
+
+def add_model(p: Parser, default: str) -> None:
+    """The flags of train_teacher.py and train_student.py."""
+    add = p.add_argument_group("network").add_argument
+    add("--model", choices=sorted(MODELS), default=default, help="which network")
+    add("--width", type=COUNT, help="channels of its first stage; unset: the network's own")
+
+
+def add_teacher(p: Parser) -> None:
+    """Which teacher."""
+    add = p.add_argument_group("teacher").add_argument
+    add("--teacher", type=Path, metavar="CHECKPOINT",
+        help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
+    add("--teacher-seed", type=COUNT_OR_NONE, default=0, help="which of several seeds' teachers")
+
+
+def add_distillation(p: Parser) -> None:
+    """The flags of distill.py: student, method and its grid."""
+    add = p.add_argument_group("student").add_argument
+    add("--student", choices=sorted(MODELS), default="cnn", help="which network learns")
+    add("--student-width", type=COUNT, help="channels of its first stage; unset: its own")
+    add = p.add_argument_group("distillation (several values: every combination)").add_argument
+    add("--method", choices=["none", *METHODS], default="kd", help=method_help())
+    add("--alpha", type=SHARE, nargs="+", default=[0.5],
+        help="weight of the soft loss; the hard loss has 1 - alpha")  # fmt: skip
+    add("--temperature", type=POSITIVE, nargs="+", default=[10.0],
+        help="softens both sides, in the methods that have one")  # fmt: skip
+    add("--beta", type=NOT_NEGATIVE, nargs="+",
+        help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
+    add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
+
+
+def method_help() -> str:
+    """One clause a method: name, paper, default of --beta."""
+    clauses = [
+        f"{name}: {method.paper}" + (f", beta {method.beta:g}" if method.beta is not None else "")
+        for name, method in METHODS.items()
+    ]
+    return "; ".join(["none: no teacher, hard loss x (1 - alpha)", *clauses]).replace("%", "%%")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings among the flags; --amp still as given."""
+    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})

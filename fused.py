@@ -1,0 +1,103 @@
+"""All student CNNs of a group in one step, for GPUs.
+
+Forty-five tiny students one after another are a few thousand kernel launches a step; stacked they
+are a few dozen. The loop over `student_step` is the reference, and this agrees with it (a test says
+to 1e-10 in float64). Limited to the plain CNN and to methods that learn from logits.
+
+The trainees' own parameters become views into the stacks, so that evaluation, saving and the loop
+go on working on the same memory.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses import hard_loss
+from models import CNN
+from trainee import Batch, Trainee, mix
+
+
+def can_fuse(trainees: list[Trainee]) -> bool:
+    """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
+    return len(trainees) > 1 and all(
+        isinstance(t.model, CNN) and not t.learns_from_stages for t in trainees
+    )
+
+
+class FusedStep:
+    """One SGD step of all `trainees` at once."""
+
+    def __init__(self, trainees: list[Trainee]):
+        self.trainees = trainees
+        names = [name for name, _ in trainees[0].model.named_parameters()]
+        self.stacks = {name: self._stack(name) for name in names}  # name -> [C, ...]
+        group = trainees[0].optimiser.param_groups[0]
+        self.optimiser = torch.optim.SGD(
+            self.stacks.values(), group["lr"], group["momentum"], 0, group["weight_decay"]
+        )
+        if group["momentum"]:
+            for name, stack in self.stacks.items():
+                self.optimiser.state[stack]["momentum_buffer"] = self._stack_momentum(name)
+        self.sums = torch.stack([t.sums for t in trainees])  # [C, 5]
+        for trainee, row in zip(trainees, self.sums, strict=True):
+            trainee.sums = row
+        column = {"device": self.sums.device, "dtype": trainees[0].model.head.weight.dtype}
+        self.alpha = torch.tensor([t.cell.alpha for t in trainees], **column)
+        self.weight = torch.tensor([t.soft_weight for t in trainees], **column)
+        self.temperature = torch.tensor([t.cell.temperature or 1.0 for t in trainees], **column)
+        # A group has cells of one method, and perhaps cells without one beside them.
+        self.taught = torch.tensor(
+            [t.learns_from_logits for t in trainees], device=column["device"]
+        )
+        self.method = next((t.method for t in trainees if t.method), None)
+
+    def _stack(self, name: str) -> nn.Parameter:
+        own = [t.model.get_parameter(name) for t in self.trainees]
+        stack = nn.Parameter(torch.stack([p.detach().contiguous() for p in own]))
+        for parameter, row in zip(own, stack.detach(), strict=True):
+            parameter.data = row
+        return stack
+
+    def _stack_momentum(self, name: str) -> Tensor:
+        stack = torch.zeros_like(self.stacks[name])
+        for trainee, row in zip(self.trainees, stack, strict=True):
+            state = trainee.optimiser.state[trainee.model.get_parameter(name)]
+            if state.get("momentum_buffer") is not None:
+                row.copy_(state["momentum_buffer"])
+            state["momentum_buffer"] = row
+        return stack
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] to every student's logits [C, B, K]; CNN.forward, stacked."""
+        p, cells, batch = self.stacks, len(self.trainees), len(x)
+        width = p["conv1.weight"].shape[1]
+        # The cells share the input, so their first convolutions are one, with C * w channels.
+        h = F.conv2d(x, p["conv1.weight"].flatten(0, 1), p["conv1.bias"].flatten(), 2, 1)
+        h = F.leaky_relu(h, 0.2)
+        h = F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
+        # The second one differs in input and weights: patches times weights, a bmm over the cells.
+        patches = F.unfold(h.reshape(batch * cells, width, 16, 16), 3, padding=1, stride=2)
+        patches = patches.view(batch, cells, width * 9, 64).permute(1, 0, 3, 2)  # [C, B, 64, 9w]
+        kernel = p["conv2.weight"].flatten(2).transpose(1, 2)  # [C, 9w, 2w]
+        h = torch.bmm(patches.reshape(cells, batch * 64, width * 9), kernel)
+        h = (h + p["conv2.bias"][:, None]).view(cells, batch, 64 * 2 * width)
+        return torch.baddbmm(p["head.bias"][:, None], h, p["head.weight"].transpose(1, 2))
+
+    def __call__(self, batch: Batch, lr: float) -> None:
+        """The same step as `student_step` for each trainee."""
+        logits = self.logits(batch.x)  # [C, B, K]
+        hard = torch.vmap(hard_loss, (0, None))(logits, batch.labels)  # [C]
+        soft = torch.zeros_like(hard)
+        if self.method is not None:
+            loss = torch.vmap(self.method.loss, (0, None, None, 0))
+            soft = loss(logits, batch.logits, batch.labels, self.temperature)
+            soft = torch.where(self.taught, soft, 0)
+        loss = mix(hard, soft, self.alpha, self.weight)
+        self.optimiser.zero_grad()
+        loss.sum().backward()  # no parameter is in two cells' losses
+        self.optimiser.param_groups[0]["lr"] = lr
+        self.optimiser.step()
+        with torch.no_grad():
+            correct = (logits.argmax(2) == batch.labels).to(loss.dtype).mean(1)
+            means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)], 1)
+            self.sums += means.double() * len(batch.labels)

@@ -1,0 +1,147 @@
+"""From a command's cells to finished rows: skip what is done, group the rest, train it."""
+
+import argparse
+import dataclasses
+import hashlib
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+import parallel
+from cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id, settings_dict
+from data import Data, load
+from engine import Run, train
+from flags import settings_of
+from teacher import load_teacher
+from utils import Keeper, UserError, check_writable, csv_path, read_rows
+
+
+def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
+    """Train a script's cells, one group (seed and network) after another.
+
+    Raises UserError for whatever stands in the way, and at the end for cells that diverged.
+    """
+    ranks, device = parallel.start(args.device, args.threads)
+    settings = settings_of(args)
+    if settings.amp is None:
+        settings = dataclasses.replace(settings, amp=has_bfloat16(device))
+    for name in ("results", "checkpoints", "runs"):
+        check_writable(args.out_dir / name)
+    taught = any(cell.method != "none" for cell in cells)
+    teacher_path = find_teacher(args, settings, needed=taught)
+    pending = pending_cells(cells, settings, args, teacher_path if taught else None)
+    pending = parallel.from_lead(ranks, pending)
+    if ranks.lead and len(pending) < len(cells):
+        done = len(cells) - len(pending)
+        print(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
+    complaints = []
+    if pending:
+        data = load_in_turn(settings, args.data_dir, device, ranks)
+        teacher = None
+        if teacher_path:
+            teacher = load_teacher(teacher_path, len(data.classes), settings.amp, device)
+        keeper = Keeper(args.save_seconds)
+        run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, args.overwrite)
+        for group in grouped(cells):
+            mine = [cell for cell in group if cell in pending]
+            if mine:
+                complaints += train(group, mine, run)
+    parallel.stop()
+    if complaints:
+        raise UserError(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
+
+
+def grouped(cells: list[Cell]) -> list[list[Cell]]:
+    """The cells that see the same views with the same network, together."""
+
+    def key(cell: Cell) -> tuple[int, str, int]:
+        return cell.seed, cell.model, cell.width
+
+    return [list(group) for _, group in groupby(sorted(cells, key=key), key)]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here: GPUs since Ampere, CPUs with AMX or AVX512."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def load_in_turn(
+    settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
+) -> Data:
+    """The lead loads first, so that a download or a decoding happens once."""
+    data = load(settings, data_dir, device) if ranks.lead else None
+    parallel.share(ranks, None)
+    return data or load(settings, data_dir, device)
+
+
+# ---------------------------------------------------------------- the teacher's checkpoint
+
+
+def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> Path | None:
+    """--teacher, or the one teacher of this data set and seed in the out-dir.
+
+    Where no cell needs it (`needed` is False), a teacher that is there still serves to measure the
+    students' agreement with it. Raises UserError where it is needed and missing or ambiguous.
+    """
+    if "teacher" not in args:  # train_teacher.py
+        return None
+    if args.teacher:
+        return args.teacher
+    folder = args.out_dir / "checkpoints"
+    ending = f"-teacher-s{args.teacher_seed}{changed_settings(settings, DATA_SETTINGS)}.pt"
+    found = sorted(folder.glob(f"*{ending}"))
+    if len(found) == 1:
+        return found[0]
+    if not needed:
+        return None
+    if not found:
+        raise UserError(
+            f"no teacher checkpoint {folder}/*{ending}: run train_teacher.py with the same "
+            "--dataset, --train-size, --val-size and --out-dir, or give --teacher"
+        )
+    names = ", ".join(path.name for path in found)
+    raise UserError(f"several teachers in {folder} ({names}): choose one with --teacher")
+
+
+# ---------------------------------------------------------------- what is done already
+
+
+def pending_cells(
+    cells: list[Cell], settings: Settings, args: argparse.Namespace, teacher: Path | None
+) -> list[Cell]:
+    """The cells without a row yet; with --overwrite all of them.
+
+    Raises UserError where a row has the run id but was made with other settings or another
+    teacher: to count it as done would mix two experiments.
+    """
+    rows = read_rows(csv_path(args.out_dir)).set_index("run_id")
+    if args.overwrite:
+        return cells
+    sha = None
+    if teacher and teacher.exists():
+        sha = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
+    pending = []
+    for cell in cells:
+        name = run_id(cell, settings)
+        checkpoint = args.out_dir / "checkpoints" / f"{name}.pt"
+        if name not in rows.index or (cell.teaches and not checkpoint.exists()):
+            pending.append(cell)
+            continue
+        row = rows.loc[name]
+        other = [
+            f"{column} {row[column]}, now {value}"
+            for column, value in settings_dict(settings).items()
+            if column not in ("amp", "train_size") and row[column] != value
+        ]
+        if cell.method != "none" and sha and row.teacher_sha != sha:
+            other.append(f"teacher {row.teacher_sha}, now {sha}")
+        if other:
+            raise UserError(
+                f"{name} is in {csv_path(args.out_dir)} with other settings "
+                f"({'; '.join(other)}): choose another --out-dir, or --overwrite"
+            )
+    return pending

@@ -1,0 +1,38 @@
+"""The student: two strided convolutions and a linear layer, 25,578 parameters."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CNN(nn.Module):
+    """The reference's student (Tootouch 2021, after the Keras distillation example).
+
+    There is no activation after the second convolution: with a ReLU there it is another network,
+    several points better.
+    """
+
+    DEFAULT_WIDTH = 16
+    AUTOCAST = False  # so small that casting costs more than bfloat16 saves
+
+    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.head = nn.Linear(2 * width * 8 * 8, classes)
+
+    def forward(self, x: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, 3, 32, 32] to logits [B, classes].
+
+        With `stages`, also the named activations: stage1 [B, w, 16, 16] (after the max-pool),
+        stage2 [B, 2w, 8, 8] and the flat features `pooled` [B, 128 w].
+        """
+        h = F.leaky_relu(self.conv1(x), 0.2)  # [B, w, 16, 16]
+        # Keras' 'same' pooling: one row and one column of nothing, below and on the right only.
+        s1 = F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
+        s2 = self.conv2(s1)  # [B, 2w, 8, 8]
+        # Flattened pixel by pixel, channels innermost: in channels_last a view, not a copy.
+        pooled = s2.permute(0, 2, 3, 1).flatten(1)  # [B, 8 * 8 * 2w]
+        logits = self.head(pooled)
+        if stages:
+            return logits, {"stage1": s1, "stage2": s2, "pooled": pooled}
+        return logits

@@ -1,0 +1,67 @@
+"""ResNet-18 in its CIFAR form (He et al., CVPR 2016; 3x3 stride-1 stem and no max-pool)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """Four stages of two basic blocks; 11,173,962 parameters at width 64 and ten classes."""
+
+    DEFAULT_WIDTH = 64
+    AUTOCAST = True  # large enough that bfloat16 pays, where the hardware has it
+
+    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.stage1 = self._stage(width, width, stride=1)
+        self.stage2 = self._stage(width, 2 * width, stride=2)
+        self.stage3 = self._stage(2 * width, 4 * width, stride=2)
+        self.stage4 = self._stage(4 * width, 8 * width, stride=2)
+        self.head = nn.Linear(8 * width, classes)
+
+    @staticmethod
+    def _stage(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            BasicBlock(channels_in, channels, stride), BasicBlock(channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, 3, 32, 32] to logits [B, classes].
+
+        With `stages`, also the named activations: stage1 [B, w, 32, 32], stage2 [B, 2w, 16, 16],
+        stage3 [B, 4w, 8, 8], stage4 [B, 8w, 4, 4] and the pooled features `pooled` [B, 8w].
+        """
+        s1 = self.stage1(self.stem(x))
+        s2 = self.stage2(s1)
+        s3 = self.stage3(s2)
+        s4 = self.stage4(s3)
+        pooled = torch.mean(s4, dim=(2, 3))
+        logits = self.head(pooled)
+        if stages:
+            named = {"stage1": s1, "stage2": s2, "stage3": s3, "stage4": s4, "pooled": pooled}
+            return logits, named
+        return logits

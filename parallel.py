@@ -1,0 +1,81 @@
+"""Ranks under torchrun: who am I, and the few things that ranks tell each other."""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the command; one of one where torchrun did not start it."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def lead(self) -> bool:
+        """The one rank that writes rows and speaks."""
+        return self.rank == 0
+
+
+def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
+    """Choose the device (`auto`: a GPU where there is one), set the threads, join the ranks.
+
+    Raises UserError for a device that torch does not have.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local_rank}"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot use --device {device} ({reason}): try cpu or cuda") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Ranks(), chosen
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    # A rank waits for the slowest one once an epoch, and on a laptop an epoch can take an hour;
+    # torchrun itself notices a dead one.
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+    return Ranks(dist.get_rank(), dist.get_world_size()), chosen
+
+
+def stop() -> None:
+    """Leave the group of ranks, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share(ranks: Ranks, item: Any) -> list[Any]:
+    """Everyone's `item`, in rank order, at everyone's."""
+    if ranks.world == 1:
+        return [item]
+    items = [None] * ranks.world
+    dist.all_gather_object(items, item)
+    return items
+
+
+def total(part: Tensor) -> Tensor:
+    """The sum of everyone's `part`, at everyone's."""
+    dist.all_reduce(part)
+    return part
+
+
+def from_lead(ranks: Ranks, item: Any) -> Any:
+    """The lead's `item`, at everyone's."""
+    return share(ranks, item if ranks.lead else None)[0]

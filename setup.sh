@@ -1,0 +1,37 @@
+# Sourced by exp.sh and test.sh: leaves $PYTHON, a Python that has everything in the requirement
+# files named in $NEEDS. That is python3 as it is where it has them already, otherwise .venv, which
+# is made or completed. PYTHON=... in the environment is taken as given.
+
+has_needs() {
+    "$1" - $NEEDS <<'PY' 2>/dev/null
+import re, sys
+from importlib.metadata import version
+
+assert sys.version_info >= (3, 10)
+numbers = lambda text: [int(n) for n in re.findall(r"\d+", text)[:3]]
+for path in sys.argv[1:]:
+    for line in open(path):
+        if line[0].isalpha():
+            name, floor = re.match(r"([\w.-]+)[>=]=(.*)", line).groups()
+            assert numbers(version(name)) >= numbers(floor), name
+PY
+}
+
+if [ -z "${PYTHON:-}" ]; then
+    if has_needs python3; then
+        PYTHON=python3
+    else
+        PYTHON=.venv/bin/python
+        if ! has_needs "$PYTHON"; then
+            echo "setting up .venv (PyTorch and what it needs: some minutes, 6 GB)" >&2
+            python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+                echo "error: Python 3.10 or newer is needed as python3" >&2
+                exit 2
+            }
+            python3 -m venv .venv
+            for file in $NEEDS; do
+                "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+            done
+        fi
+    fi
+fi

@@ -1,0 +1,124 @@
+"""The teacher: loaded from its checkpoint alone, and asked an epoch ahead.
+
+All cells of a seed see the same views, and an epoch's views are known when it starts. So one pass
+of the teacher over them serves every cell, exactly: nobody's view differs from what it would see in
+a run of its own (teacher and student must see the same view: Beyer et al., CVPR 2022).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import Split, Views, gather, normalise, plain
+from models import MODELS, build
+from parallel import Ranks, share
+from utils import UserError, load_checkpoint
+
+CHUNK = 500  # views a forward pass; part of the result's definition in bfloat16, so not a flag
+
+
+@dataclass
+class Teacher:
+    """A trained network in eval mode and what its checkpoint says of it."""
+
+    model: nn.Module
+    run_id: str
+    seed: int
+    sha: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    amp: bool
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
+        """uint8 [n, 3, 32, 32] to float32 logits [n, K], normalised as the teacher was trained."""
+        x = normalise(pixels, self.mean, self.std)
+        with autocast(self.model, x.device, self.amp):
+            if not stages:
+                return self.model(x).float()
+            logits, named = self.model(x, stages=True)
+        return logits.float(), {name: stage.float() for name, stage in named.items()}
+
+
+def autocast(model: nn.Module, device: torch.device, amp: bool) -> torch.autocast:
+    """bfloat16 where --amp is on and the network is large enough to gain by it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp and model.AUTOCAST)
+
+
+def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> Teacher:
+    """Read a teacher from its checkpoint alone.
+
+    Raises UserError if the file is missing, broken, of an unknown architecture, holds weights of
+    another one, or has another number of classes than the data.
+    """
+    stored = load_checkpoint(path)
+    name, width = stored["model"], stored["width"]
+    if name not in MODELS:
+        raise UserError(f"{path} holds a {name!r}: the models here are {', '.join(MODELS)}")
+    if stored["classes"] != classes:
+        raise UserError(
+            f"{path} tells {stored['classes']} classes apart and the data have {classes}: "
+            "train a teacher on these data"
+        )
+    model = build(name, width, classes)
+    try:
+        model.load_state_dict(stored["state"])
+    except RuntimeError:
+        raise UserError(
+            f"{path} says it is a {name} of width {width}, but its weights are of another "
+            "architecture: train it again (train_teacher.py --overwrite)"
+        ) from None
+    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Teacher(
+        model=model,
+        run_id=stored["run_id"],
+        seed=stored["cell"]["seed"],
+        sha=stored["sha"],
+        mean=tuple(stored["mean"]),
+        std=tuple(stored["std"]),
+        amp=amp,
+    )
+
+
+class EpochAhead:
+    """The teacher's logits for every view of an epoch, in the epoch's order.
+
+    The views are cut into chunks at fixed places; ranks share the chunks out. Chunks that are done
+    are part of a run's saved state, by epoch, so that a kill does not cost a whole pass.
+    """
+
+    def __init__(self, chunks: dict[int, dict[int, Tensor]]):
+        self.chunks = chunks  # epoch -> chunk -> logits [<= CHUNK, K], on the CPU
+
+    def logits(
+        self,
+        teacher: Teacher,
+        split: Split,
+        views: Views,
+        epoch: int,
+        ranks: Ranks,
+        tick: Callable[[], None],
+    ) -> Tensor:
+        """float32 [n, K] on the CPU. `tick` is called after each chunk."""
+        self.chunks = {e: chunks for e, chunks in self.chunks.items() if e >= epoch}
+        done = self.chunks.setdefault(epoch, {})
+        count = -(-len(views) // CHUNK)
+        # The same list at every rank: they start from the same saved chunks.
+        missing = [i for i in range(count) if i not in done]
+        mine = missing[ranks.rank :: ranks.world]
+        for i in mine:
+            part = views[i * CHUNK : (i + 1) * CHUNK]
+            done[i] = teacher(gather(split, part)).cpu()
+            tick()
+        for others in share(ranks, {i: done[i] for i in mine}):
+            done.update(others)
+        return torch.cat([done[i] for i in range(count)])
+
+
+def plain_logits(teacher: Teacher, split: Split) -> Tensor:
+    """The teacher's logits for a split as it is, [N, K] on the device."""
+    starts = range(0, len(split), CHUNK)
+    return torch.cat([teacher(plain(split, slice(i, i + CHUNK))) for i in starts])

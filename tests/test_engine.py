@@ -1,0 +1,260 @@
+"""The engine's promises: the same bits alone and in company, fused as in the loop, going on."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU, GRID, TINY, train_all, weights
+
+import engine
+import teacher as teacher_module
+from cells import Cell
+from data import epoch_views, gather, normalise
+from engine import Group, cosine_lr, train
+from fused import FusedStep, can_fuse
+from measure import calibration_error
+from parallel import Ranks
+from teacher import EpochAhead
+from trainee import Batch, Trainee, student_step
+from utils import Interrupted, Keeper, UserError, load_state, read_rows, save_state
+
+
+def test_cosine_is_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], 0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+    for epoch in range(230):  # beyond T_max too, where both rise again
+        assert math.isclose(cosine_lr(0.1, epoch, 200), scheduler.get_last_lr()[0], abs_tol=1e-12)
+        optimiser.step()
+        scheduler.step()
+
+
+def test_same_seed_same_bits_other_seed_others(make_run):
+    cell = GRID[0]
+    first = train_all([cell], make_run("a"))
+    assert first == train_all([cell], make_run("b"))
+    other = train_all([replace(cell, seed=1)], make_run("c"))
+    assert list(first.values()) != list(other.values())
+
+
+def test_a_cell_is_the_same_in_any_company(make_run):
+    together = train_all(GRID, make_run("together"))
+    backwards = train_all(GRID[::-1], make_run("backwards"))
+    assert together == backwards and len(set(together.values())) == len(GRID)
+    for cell in GRID:
+        alone = train_all([cell], make_run(f"alone {cell}"))
+        assert alone.items() <= together.items()
+
+
+def test_batch_norm_students_do_not_touch_each_other(make_run):
+    cells = [Cell("resnet18", 2, 0, "kd", a, 4.0, teacher_seed=0) for a in (0.2, 0.8)]
+    settings = replace(TINY, epochs=1)
+    together = train_all(cells, make_run("together", settings))
+    assert train_all(cells[1:], make_run("alone", settings)).items() <= together.items()
+
+
+def test_logits_ahead_are_what_the_student_sees(make_run, tiny_data, tiny_teacher, monkeypatch):
+    """Row i of the epoch's logits is the teacher's word on exactly view i, wherever chunks end."""
+    views = epoch_views(0, 1, 100, CPU)
+    online = tiny_teacher(gather(tiny_data.train, views))
+    for size in (7, 32, 1000):
+        monkeypatch.setattr(teacher_module, "CHUNK", size)
+        ahead = EpochAhead({})
+        logits = ahead.logits(tiny_teacher, tiny_data.train, views, 1, Ranks(), lambda: None)
+        torch.testing.assert_close(logits, online)
+
+
+def test_one_step_by_hand(tiny_data, tiny_teacher):
+    """The step is the formula of the reference, by autograd on a fresh copy."""
+    cell = Cell("cnn", 4, 0, "kd", 0.3, 5.0, teacher_seed=0)
+    trainee, copy = (Trainee(cell, TINY, 10, CPU) for _ in range(2))
+    views = epoch_views(0, 0, 100, CPU)[:32]
+    pixels = gather(tiny_data.train, views)
+    x = normalise(pixels, tiny_data.mean, tiny_data.std)
+    labels, taught = tiny_data.train.labels[views.index], tiny_teacher(pixels)
+    student_step(trainee, Batch(x, labels, taught), lr=0.2)
+    log_p = copy.model(x).log_softmax(1)
+    hard = -log_p[torch.arange(32), labels].mean()
+    soft = -((taught / 5).softmax(1) * (copy.model(x) / 5).log_softmax(1)).sum(1).mean()
+    (0.7 * hard + 0.3 * soft).backward()
+    for moved, old in zip(trainee.model.parameters(), copy.model.parameters(), strict=True):
+        torch.testing.assert_close(moved.detach(), (old - 0.2 * old.grad).detach())
+    loss = trainee.sums / trainee.sums[4]
+    expected = torch.stack([0.7 * hard + 0.3 * soft, hard, soft]).double()
+    torch.testing.assert_close(loss[:3], expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum):
+    """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
+    settings = replace(TINY, momentum=momentum, weight_decay=1e-3)
+    cells = [*GRID, Cell("cnn", 4, 0, "none", 0.5), replace(GRID[1], scale_t2=True)]
+    loop, stacked = ([Trainee(c, settings, 10, CPU) for c in cells] for _ in range(2))
+    for trainee in [*loop, *stacked]:
+        trainee.model.double()
+    assert can_fuse(stacked)
+    fused = None
+    for step in range(20):
+        views = epoch_views(0, step // 3, 100, CPU)[(step % 3) * 32 :][:32]
+        pixels = gather(tiny_data.train, views)
+        x = normalise(pixels, tiny_data.mean, tiny_data.std).double()
+        taught = tiny_teacher(pixels).double()
+        batch = Batch(x, tiny_data.train.labels[views.index], taught)
+        if step == 2:  # taken up in mid-run, momentum and all
+            fused = FusedStep(stacked)
+        for trainee in loop:
+            student_step(trainee, batch, 0.1)
+        if fused:
+            fused(batch, 0.1)
+        else:
+            for trainee in stacked:
+                student_step(trainee, batch, 0.1)
+    for one, other in zip(loop, stacked, strict=True):
+        for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+        torch.testing.assert_close(one.sums, other.sums, rtol=0, atol=1e-8)
+
+
+def test_batch_norm_students_are_not_fused():
+    assert not can_fuse([Trainee(Cell("resnet18", 2, s), TINY, 10, CPU) for s in (0, 1)])
+
+
+# ---------------------------------------------------------------- killed and going on
+
+
+class Countdown(Keeper):
+    """A keeper that stops the run at the n-th chance, as a signal would."""
+
+    def __init__(self, chances: int):
+        self.chances, self.signal, self.seconds = chances, 0, 1e9
+
+    def due(self) -> bool:
+        self.chances -= 1
+        return self.chances <= 0
+
+    def saved(self) -> None:
+        raise Interrupted(130)
+
+
+def test_stopped_anywhere_ends_with_the_same_bits(make_run, monkeypatch):
+    monkeypatch.setattr(teacher_module, "CHUNK", 30)
+    settings = replace(TINY, momentum=0.9)
+    whole = train_all(GRID, make_run("whole", settings))
+    # Two epochs of four chunks, four steps and a record each: 18 chances to stop.
+    for chances in range(1, 19):
+        run = make_run(f"stopped {chances}", settings, keeper=Countdown(chances))
+        with pytest.raises(Interrupted):
+            train(GRID, GRID, run)
+        assert not weights(run.out_dir)
+        run.keeper = Countdown(10**9)
+        assert train_all(GRID, run) == whole
+
+
+def test_the_teacher_pass_is_not_repeated(make_run, monkeypatch, tiny_teacher):
+    """Stopped after three of four chunks and again after two steps: nothing is asked twice."""
+    monkeypatch.setattr(teacher_module, "CHUNK", 30)
+    asked = []
+
+    class Counted(teacher_module.Teacher):
+        def __call__(self, pixels, stages=False):
+            asked.append(len(pixels))
+            return super().__call__(pixels, stages)
+
+    run = make_run("out", replace(TINY, epochs=1), teacher=Counted(**vars(tiny_teacher)))
+    for chances, expected in [(3, [30, 30, 30]), (3, [10]), (10**9, [40])]:
+        run.keeper = Countdown(chances)
+        asked.clear()
+        if chances < 10**9:
+            with pytest.raises(Interrupted):
+                train(GRID, GRID, run)
+        else:
+            train(GRID, GRID, run)  # only the test set is left to ask about
+            expected = [30, 10]
+        assert asked == expected
+
+
+def test_a_torn_state_falls_back(make_run, capsys):
+    whole = train_all(GRID[:2], make_run("whole"))
+    run = make_run("torn", keeper=Countdown(4))
+    for chances in (4, 2):  # two saves, so that there is one before the last
+        run.keeper = Countdown(chances)
+        with pytest.raises(Interrupted):
+            train(GRID[:2], GRID[:2], run)
+    [state] = (run.out_dir / "checkpoints").glob("unfinished/*/rank0.state")
+    state.write_bytes(state.read_bytes()[:-100])
+    run.keeper = Keeper(1e9)
+    assert train_all(GRID[:2], run) == whole
+    assert "torn" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused(make_run):
+    run = make_run("out", keeper=Countdown(3))
+    with pytest.raises(Interrupted):
+        train(GRID, GRID, run)
+    run.teacher = replace(run.teacher, sha="f" * 12)
+    run.keeper = Keeper(1e9)
+    with pytest.raises(UserError, match="teacher 000000000000, now ffffffffffff"):
+        train(GRID, GRID, run)
+    run.overwrite = True
+    assert len(train_all(GRID, run)) == len(GRID)
+
+
+def test_two_at_once_are_refused(make_run):
+    run = make_run("out")
+    group = Group(GRID, GRID, run)
+    with engine.claim(group.folder), pytest.raises(UserError, match="another process"):
+        train(GRID, GRID, run)
+
+
+def test_save_state_keeps_the_one_before(tmp_path):
+    path = tmp_path / "a.state"
+    assert load_state(path) is None
+    for i in range(3):
+        save_state(path, {"i": i})
+    assert load_state(path)["i"] == 2
+    path.write_bytes(b"")
+    assert load_state(path)["i"] == 1
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_a_diverged_cell_leaves_no_row_and_the_others_do(make_run):
+    run = make_run("out", replace(TINY, epochs=3))
+    wild = replace(GRID[0], beta=1e30)
+    complaints = train([wild, GRID[1]], [wild, GRID[1]], run)
+    assert len(complaints) == 1 and "non-finite in epoch" in complaints[0]
+    rows = read_rows(run.out_dir / "results" / "results.csv")
+    assert len(rows) == 1 and rows.temperature[0] == GRID[1].temperature
+    assert len(weights(run.out_dir)) == 1
+
+
+def test_rows_say_what_was_measured(make_run, tiny_data, tiny_teacher):
+    run = make_run("out", val := replace(TINY, val_size=0))
+    train_all(GRID, run)
+    rows = read_rows(run.out_dir / "results" / "results.csv").set_index("run_id")
+    row = rows.loc[engine.run_id(GRID[0], val)]
+    curve = [float(value) for value in row.test_curve.split()]
+    assert len(curve) == 2 and row.test_acc == pytest.approx(curve[-1], abs=1e-6)
+    assert row.best_test_acc == pytest.approx(max(curve)) and row.params == 5_538
+    assert curve[row.best_epoch - 1] == max(curve)
+    state = torch.load(run.out_dir / "checkpoints" / f"{row.name}.pt", weights_only=True)
+    model = engine.Trainee(GRID[0], val, 10, CPU).model
+    model.load_state_dict(state["state"])
+    x = normalise(engine.measure.plain(tiny_data.test, slice(0, 40)), *[(0.5,) * 3, (0.25,) * 3])
+    with torch.no_grad():
+        logits = model.eval()(x)
+    assert row.test_acc == pytest.approx((logits.argmax(1) == tiny_data.test.labels).float().mean())
+    taught = tiny_teacher(engine.measure.plain(tiny_data.test, slice(0, 40)))
+    assert row.agreement == pytest.approx((taught.argmax(1) == logits.argmax(1)).float().mean())
+    p, q = taught.double().softmax(1), logits.double().softmax(1)
+    assert row.teacher_kl == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+
+
+def test_calibration_error_by_hand():
+    """Four images in two of 15 bins: |1 - 0.9| and |0.5 - 0.55| weighted 2 : 2."""
+    p = torch.tensor([0.9, 0.9, 0.55, 0.55], dtype=torch.float64)
+    logits = torch.stack([p.log(), (1 - p).log()], 1)
+    labels = torch.tensor([0, 0, 0, 1])
+    assert calibration_error(logits, labels) == pytest.approx(0.5 * 0.1 + 0.5 * 0.05)

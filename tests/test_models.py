@@ -1,0 +1,40 @@
+"""The networks are the reference's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import MODELS, build, parameter_count
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("cnn", 25_578)])
+def test_parameter_counts(name, count):
+    assert parameter_count(build(name, MODELS[name].DEFAULT_WIDTH, 10)) == count
+
+
+def test_cnn_is_the_keras_network():
+    """Layer by layer with explicit padding: pool windows reach beyond the right and bottom only."""
+    torch.manual_seed(0)
+    model = build("cnn", 16, 10)
+    x = torch.randn(3, 3, 32, 32)
+    h = F.leaky_relu(F.conv2d(x, model.conv1.weight, model.conv1.bias, 2, 1), 0.2)
+    pooled = torch.empty_like(h)
+    for row in range(16):
+        for column in range(16):
+            pooled[:, :, row, column] = h[:, :, row : row + 2, column : column + 2].amax((2, 3))
+    h = F.conv2d(pooled, model.conv2.weight, model.conv2.bias, 2, 1)
+    expected = model.head(h.permute(0, 2, 3, 1).reshape(3, 2048))  # and no activation before it
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "cnn"])
+def test_stages_on_request(name):
+    model = build(name, 4, 7).eval()
+    x = torch.randn(2, 3, 32, 32)
+    logits, stages = model(x, stages=True)
+    assert torch.equal(logits, model(x))
+    assert logits.shape == (2, 7)
+    sides = {"cnn": [16, 8], "resnet18": [32, 16, 8, 4]}[name]
+    maps = [stage for stage in stages.values() if stage.ndim == 4]
+    assert [stage.shape[2] for stage in maps] == sides
+    assert stages["pooled"].ndim == 2

@@ -1,0 +1,24 @@
+"""Train a teacher: ResNet-18 on CIFAR-10 by default. Its checkpoint is what distill.py learns from.
+
+python train_teacher.py
+torchrun --nproc-per-node 4 train_teacher.py      # the batch split over four GPUs
+"""
+
+import flags
+from cells import Cell
+from grid import run_command
+from models import MODELS
+from utils import run_script
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = flags.parser(__doc__.splitlines()[0])
+    flags.add_model(parser, default="resnet18")
+    args = parser.parse_args(argv)
+    width = args.width or MODELS[args.model].DEFAULT_WIDTH
+    cells = [Cell(args.model, width, seed, teaches=True) for seed in dict.fromkeys(args.seed)]
+    run_command(cells, args)
+
+
+if __name__ == "__main__":
+    run_script(main)

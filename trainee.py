@@ -1,0 +1,144 @@
+"""One cell in training, and its step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cells import Cell, Settings, run_id, stream
+from losses import METHODS, hard_loss
+from models import build
+from teacher import autocast
+from utils import Curves
+
+
+@dataclass
+class Batch:
+    """One batch as every cell of a group sees it."""
+
+    x: Tensor  # float32 [B, 3, 32, 32], normalised, channels last
+    labels: Tensor  # int64 [B]
+    logits: Tensor | None = None  # the teacher's, float32 [B, K]
+    stages: dict[str, Tensor] | None = None  # the teacher's activations
+    weight: float = 1.0  # of this rank's part of the batch in DDP's mean
+
+
+def initial_model(cell: Cell, classes: int) -> nn.Module:
+    """The cell's network with its first weights: a pure function of the network and the seed.
+
+    All cells of a seed start from the same weights, so their differences are paired.
+    """
+    seed = int(stream(cell.seed, 0, f"weights of {cell.model}").integers(2**62))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(cell.model, cell.width, classes)
+
+
+class Trainee:
+    """A cell's network, optimiser, position, sums of the epoch under way and record of the past."""
+
+    def __init__(self, cell: Cell, settings: Settings, classes: int, device: torch.device):
+        self.cell = cell
+        self.run_id = run_id(cell, settings)
+        self.amp = settings.amp
+        self.method = METHODS[cell.method] if cell.method != "none" else None
+        self.model = initial_model(cell, classes)
+        self.model.to(device, memory_format=torch.channels_last)
+        # Under DDP the engine wraps the one and sums the other over the ranks.
+        self.forward: nn.Module = self.model
+        self.total: Callable[[Tensor], Tensor] = lambda part: part
+        self.regressor: nn.Module | None = None
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(), settings.lr, settings.momentum, 0, settings.weight_decay
+        )
+        self.epoch = 0  # epochs done
+        self.step = 0  # steps done in the epoch under way
+        # Over the epoch's images so far: loss, hard, soft, correct, images.
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.history: list[dict[str, float]] = []  # one record an epoch
+        self.curves: Curves | None = None  # where its records are shown, if by this rank
+        self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
+
+    @property
+    def soft_weight(self) -> float:
+        """What the soft loss is multiplied by, beside alpha."""
+        beta = self.cell.beta if self.cell.beta is not None else 1.0
+        return beta * (self.cell.temperature**2 if self.cell.scale_t2 else 1.0)
+
+    @property
+    def learns_from_logits(self) -> bool:
+        return self.method is not None and self.method.family == "response"
+
+    @property
+    def learns_from_stages(self) -> bool:
+        return self.method is not None and self.method.family != "response"
+
+    def add_regressor(self, regressor: nn.Module, device: torch.device) -> None:
+        """A module that is trained along with the student (FitNets)."""
+        self.regressor = regressor.to(device, memory_format=torch.channels_last)
+        self.optimiser.add_param_group({"params": self.regressor.parameters()})
+
+    def state(self) -> dict:
+        """All that training goes on from. Random numbers come from seed and epoch: none here."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "regressor": self.regressor.state_dict() if self.regressor else None,
+            "optimiser": self.optimiser.state_dict(),
+            "sums": self.sums,
+            "history": self.history,
+            "diverged": self.diverged,
+        }
+
+    def load(self, state: dict) -> None:
+        """Take up a saved state."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.model.load_state_dict(state["model"])
+        if self.regressor is not None:
+            self.regressor.load_state_dict(state["regressor"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.sums.copy_(state["sums"])
+        self.history, self.diverged = state["history"], state["diverged"]
+
+
+def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:
+    """One SGD step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
+    trainee.forward.train()
+    with autocast(trainee.model, batch.x.device, trainee.amp):
+        if trainee.learns_from_stages:
+            logits, stages = trainee.forward(batch.x, stages=True)
+        else:
+            logits = trainee.forward(batch.x)
+    logits = at_least_float32(logits)
+    hard = hard_loss(logits, batch.labels)
+    if trainee.learns_from_stages:
+        stages = {name: at_least_float32(stage) for name, stage in stages.items()}
+        soft = trainee.method.loss(stages, batch.stages, trainee.regressor)
+    elif trainee.learns_from_logits:
+        temperature = trainee.cell.temperature
+        soft = trainee.method.loss(logits, batch.logits, batch.labels, temperature)
+    else:
+        soft = torch.zeros_like(hard)
+    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
+    trainee.optimiser.zero_grad()
+    (loss * batch.weight).backward()
+    for group in trainee.optimiser.param_groups:
+        group["lr"] = lr
+    trainee.optimiser.step()
+    with torch.no_grad():
+        correct = (logits.argmax(1) == batch.labels).double().mean()
+        means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
+        counted = len(batch.labels) if batch.weight else 0
+        trainee.sums += trainee.total(means.double() * counted)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Losses are computed in float32 even where the network ran in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:
+    """L = (1 - alpha) hard + alpha weight soft; the reference's form with weight 1."""
+    return (1 - alpha) * hard + alpha * weight * soft
