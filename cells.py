@@ -117,6 +117,7 @@ def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key))
 
 
+ROLES = ("teacher", "student", "distill")
 COLUMNS = (
     ["run_id", "role", "model", "teacher", "method", "alpha", "temperature", "scale_t2", "seed"]
     + ["dataset", "train_size", "epochs", "batch_size", "lr", "t_max", "momentum", "weight_decay"]

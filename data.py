@@ -13,25 +13,27 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
 import shapes
 from cells import Settings, stream
-from download import ensure_cifar10
 from utils import UserError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 SIZE = 32  # pixels a side
 PAD = 4  # zeros added on each side before the crop
 # The constants of the reference. This std is not the pixels' own (0.2470, 0.2435, 0.2616).
 REFERENCE_MEAN, REFERENCE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-SHAPES_SIZES = {"train": 10_000, "test": 2_000}
+SHAPES_SIZES = {"train": 5_000, "test": 2_000}
 
 
 @dataclass
@@ -190,13 +192,18 @@ def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
 
 # ---------------------------------------------------------------- sources
 # Each returns {"train": (images, labels), "test": ...} and the class names;
-# images are uint8 [N, 32, 32, 3], labels int64 [N].
+# images are uint8 [N, 32, 32, 3], labels int64 [N]. torchvision is imported where its readers are
+# used: it takes longer to import than all else together.
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def cifar10(data_dir: Path) -> tuple[Arrays, list[str]]:
     """CIFAR-10 (Krizhevsky 2009) in torchvision's form on disk, downloaded where it is missing."""
+    from torchvision.datasets import CIFAR10
+
+    from download import ensure_cifar10
+
     ensure_cifar10(data_dir)
     splits = {"train": CIFAR10(data_dir, train=True), "test": CIFAR10(data_dir, train=False)}
     arrays = {name: (s.data, np.array(s.targets, dtype=np.int64)) for name, s in splits.items()}
@@ -229,7 +236,10 @@ def folder(data_dir: Path) -> tuple[Arrays, list[str]]:
     return arrays, classes
 
 
-def image_tree(root: Path) -> ImageFolder:
+def image_tree(root: Path) -> "ImageFolder":
+    """Classes and files of one split. Raises UserError: no such folder, or an empty class."""
+    from torchvision.datasets import ImageFolder
+
     try:
         return ImageFolder(str(root))
     except FileNotFoundError as error:  # no such folder, no class folder, or an empty one
@@ -237,7 +247,7 @@ def image_tree(root: Path) -> ImageFolder:
         raise UserError(f"no image folder at {root}: {reason}") from None
 
 
-def tree_key(trees: dict[str, ImageFolder]) -> str:
+def tree_key(trees: dict[str, "ImageFolder"]) -> str:
     """Changes whenever a file is added, removed, renamed, rewritten or put into another class."""
     digest = hashlib.sha256()
     for tree in trees.values():
@@ -247,7 +257,7 @@ def tree_key(trees: dict[str, ImageFolder]) -> str:
     return digest.hexdigest()
 
 
-def decode(tree: ImageFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
+def decode(tree: "ImageFolder", name: str) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((len(tree.samples), SIZE, SIZE, 3), np.uint8)
     labels = np.array([label for _, label in tree.samples], dtype=np.int64)
     for i, (path, _) in enumerate(tqdm(tree.samples, f"decoding {name}", disable=None)):

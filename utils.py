@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from cells import COLUMNS
+from cells import COLUMNS, ROLES
 
 ROOT = Path(__file__).resolve().parent
 
@@ -193,6 +193,8 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: {advice}")
     if rows.run_id.isna().any() or rows.run_id.duplicated().any():
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
+    if not rows.role.isin(ROLES).all():
+        raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
     for name in ("seed", "alpha", "temperature", "test_acc", "best_test_acc"):
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise UserError(f"{path} has something that is no number under {name}: {advice}")

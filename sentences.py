@@ -1,0 +1,309 @@
+"""What the figures say in plain sentences, and what they cannot say."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+import stats
+from evidence import against_control, against_plain, gain, plain_grid, scaled_twin
+from groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_seed
+from tables import cell_name, interval, p_value, percent, points
+
+PERCENT = f"{100 * stats.LEVEL:g} %"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def cell_list(cells: Iterable[Cell]) -> str:
+    """`α 0.5 with T 5, 10; α 0.9 with T 5`, alpha by alpha."""
+    by_alpha: dict[float, list[str]] = {}
+    for alpha, temperature in sorted(cells):
+        by_alpha.setdefault(alpha, []).append(f"{temperature:g}")
+    blank = f"{NO_TEMPERATURE:g}"
+    return "; ".join(
+        f"α {alpha:g}" + ("" if found == [blank] else f" with T {', '.join(found)}")
+        for alpha, found in by_alpha.items()
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+# ---------------------------------------------------------------- what is known
+
+
+def sentences(group: Group) -> str:
+    """For every grid: how many cells beat the student alone, the best, and what equals it."""
+    blocks = []
+    for grid in group.grids:
+        lines = [*beaten(grid), *best_cell(group, grid), *explained(group, grid)]
+        if lines:
+            blocks += [f"**Student {grid.student}, {grid.variant}**", bullets(lines)]
+    return "\n\n".join(blocks)
+
+
+def beaten(grid: Grid) -> list[str]:
+    """How many cells beat the student alone after correction."""
+    cells = grid.cells
+    if not cells.pairs.any():
+        return ["There is no student alone of these seeds, so no cell can be said to beat it."]
+    tested = int(cells.p.notna().sum())
+    if not tested:
+        higher = int((cells.difference > 0).sum())
+        text = f"{higher} of the {plural(len(cells), 'cell')} came out above the student alone"
+        why = {
+            cells.pairs.max() > 1: "The differences have no spread, so they could not be tested",
+            cells.pairs.max() == 1 < cells.n.max(): "Only one seed of the student alone is among "
+            "the cells' seeds, so the differences have no interval",
+            cells.n.max() == 1: "With one seed no interval can be given, and none is",
+        }[True]
+        return [f"{text}. {why}: this may be chance."]
+    above, below = int(cells.above.sum()), int(cells.below.sum())
+    rest = f" ({tested} of them could be tested)" if tested < len(cells) else ""
+    text = (
+        f"{above} of the {plural(len(cells), 'cell')}{rest} beat the student alone after Holm's "
+        f"correction ({PERCENT})"
+    )
+    return [text + (f"; {below} fall below it." if below else ".")]
+
+
+def best_cell(group: Group, grid: Grid) -> list[str]:
+    """The best by mean, every cell that cannot be told from it, and validation's choice."""
+    if grid.best is None:
+        return []
+    cell, others = grid.cells.loc[grid.best], grid.against_best
+    figure = f"{percent(cell['mean'])} %"
+    if not np.isnan(cell.half):
+        figure += f" {interval(cell['mean'], cell.half)}"
+    over = ""
+    if cell.pairs:
+        over = f", {gain(cell.difference, cell.difference_half)} points over the student alone"
+        over += "" if np.isnan(cell.p_holm) else f" (p {p_value(cell.p_holm)} after Holm)"
+    if not len(others):
+        return [f"Its only cell, {cell_name(grid.best)}, has {figure}{over}."]
+    lines = [
+        f"The best by mean is {cell_name(grid.best)} with {figure}{over}. It was chosen on the "
+        "test set among the cells, so its own figure and difference are flattered."
+    ]
+    if others.p.notna().any():
+        same = list(others.index[~others.below])
+        told = (
+            "difference paired by seed, two-sided t-test, Holm over the "
+            f"{plural(int(others.p.notna().sum()), 'other cell')}, {PERCENT}"
+        )
+        if not same:
+            lines.append(f"Every other cell is below the best ({told}).")
+        elif len(same) == len(others):
+            lines.append(f"No other cell can be told from the best ({told}): {cell_list(same)}.")
+        else:
+            lines.append(
+                f"{len(same)} of the {len(others)} other cells cannot be told from the best "
+                f"({told}): {cell_list(same)}."
+            )
+    elif grid.cells.n.max() == 1:
+        lines.append("With one seed no cell can be told from the best, or from any other.")
+    if grid.picked is not None:
+        cell = grid.cells.loc[grid.picked]
+        spread = "" if np.isnan(cell.half) else f" {interval(cell['mean'], cell.half)}"
+        over = "" if not cell.pairs else (
+            f", {gain(cell.difference, cell.difference_half)} points over the student alone"
+        )  # fmt: skip
+        lines.append(
+            f"Validation (`{METRICS[group.metric][1]}`) chose {cell_name(grid.picked)}: test "
+            f"accuracy {percent(cell['mean'])} %{spread}{over}; "
+            + (
+                "its epoch was still chosen on the test set."
+                if group.metric == "best"
+                else "this figure is free of the choice."
+            )
+        )
+    return lines
+
+
+def explained(group: Group, grid: Grid) -> list[str]:
+    """Which part of the gain the control and the T² factor explain."""
+    if grid.method != "kd" or grid.scale_t2:
+        return []
+    lines = []
+    over = against_control(group, grid)
+    if grid.choice in over.index and grid.cells.loc[grid.choice].pairs:
+        whole, teacher = grid.cells.loc[grid.choice], over.loc[grid.choice]
+        alpha = grid.choice[0]
+        controls = group.controls[grid.student]
+        alone = by_seed(group.alone[grid.student])
+        control = by_seed(controls[controls.alpha == alpha])
+        common = control.index.intersection(alone.index)
+        smaller = stats.paired(control[common], alone[common])
+        lines.append(
+            f"Of the {points(whole.difference)} points of {cell_name(grid.choice)} over the "
+            f"student alone, the control (no teacher, hard loss × {1 - alpha:g}) has "
+            f"{gain(smaller.mean, smaller.half)}; the teacher adds "
+            f"{gain(teacher.difference, teacher.difference_half)} to the control."
+        )
+    if over.p.notna().any() if len(over) else False:
+        lines.append(
+            f"{int(over.above.sum())} of the {plural(int(over.p.notna().sum()), 'cell')} beat the "
+            f"control of their α after Holm's correction, {int(over.below.sum())} fall below it."
+        )
+    scaled = scaled_twin(group, grid)
+    if scaled is not None:
+        difference = against_plain(grid, scaled)
+        if len(difference) and difference.p.notna().any():
+            lines.append(
+                "The soft loss × T² against the same cell without it, after Holm's correction: "
+                f"{int(difference.above.sum())} of the "
+                f"{plural(int(difference.p.notna().sum()), 'cell')} above, "
+                f"{int(difference.below.sum())} below."
+            )
+    return lines
+
+
+# ---------------------------------------------------------------- what is not known
+
+
+def gaps(group: Group) -> str:
+    """Everything that this CSV leaves open for this protocol."""
+    lines = [
+        *choice_gaps(group),
+        *(line for grid in group.grids for line in grid_gaps(group, grid)),
+        *teacher_gaps(group),
+        *column_gaps(group),
+        *group.dropped,
+    ]
+    return bullets(lines)
+
+
+def choice_gaps(group: Group) -> list[str]:
+    """What the schedule and the missing validation split leave open."""
+    lines = []
+    if not group.annealed:
+        lines.append(
+            "The schedule is not annealed (T_max is not the number of epochs): these figures are "
+            "for comparison; conclusions are to be drawn from a group with T_max = epochs."
+        )
+    if not group.grids:
+        lines.append("No distilled student: nothing can be said of distillation.")
+    elif not group.settings["val_size"]:
+        lines.append(
+            "No validation split (`val_size` 0): every best cell was chosen on the test set, and "
+            "what it would have on fresh images is not known."
+        )
+    return lines
+
+
+def grid_gaps(group: Group, grid: Grid) -> list[str]:
+    """Missing comparisons, seeds and cells of one grid."""
+    name, cells, lines = f"Student {grid.student}, {grid.variant}", grid.cells, []
+    if not len(group.alone[grid.student]):
+        lines.append(
+            f"{name}: no row of the student alone (role student, α 0), so no difference to it and "
+            "no centre for the heatmap."
+        )
+    else:
+        if len(without := cells.index[cells.pairs == 0]):
+            lines.append(
+                f"{name}: no difference for {cell_list(without)}: the student alone has none of "
+                "their seeds."
+            )
+        if len(part := cells.index[(cells.pairs > 0) & (cells.pairs < cells.n)]):
+            lines.append(
+                f"{name}: the student alone lacks seeds of {cell_list(part)}; their differences "
+                "are over the seeds in common (`pairs` cell by cell)."
+            )
+    if cells.n.max() <= 1:
+        lines.append(f"{name}: a single seed, so no standard deviation, interval or test.")
+    elif len(fewer := cells.index[cells.n < cells.n.max()]):
+        counts = "; ".join(f"{cell_name(cell)} has {int(cells.loc[cell].n)}" for cell in fewer)
+        lines.append(
+            f"{name}: fewer than {int(cells.n.max())} seeds: {counts}. Differences are over the "
+            "seeds in common."
+        )
+    equal = cells.index[(cells.pairs > 1) & cells.p.isna()]
+    if len(equal):
+        lines.append(
+            f"{name}: all differences of {cell_list(equal)} are equal, so the t-test is undefined."
+        )
+    alphas, temperatures = (sorted(set(level)) for level in zip(*cells.index, strict=True))
+    missing = [(a, t) for a in alphas for t in temperatures if (a, t) not in cells.index]
+    if missing:
+        lines.append(f"{name}: no row for {cell_list(missing)}.")
+    if grid is plain_grid(group, grid.student):
+        lines += ablation_gaps(group, grid, name)
+    return lines
+
+
+def ablation_gaps(group: Group, grid: Grid, name: str) -> list[str]:
+    """Controls and T² cells that would say what the gain is made of."""
+    lines = []
+    known = {0.0, *group.controls[grid.student].alpha}  # at α 0 it is the student alone
+    alphas = sorted({alpha for alpha, _ in grid.cells.index if alpha not in known})
+    if alphas:
+        lines.append(
+            f"{name}: no control (no teacher, hard loss × (1 − α)) for α "
+            f"{', '.join(f'{alpha:g}' for alpha in alphas)}, so what a smaller learning rate alone "
+            "does there is not known (`sh exp.sh --ablation`)."
+        )
+    scaled = scaled_twin(group, grid)
+    if scaled is None:
+        lines.append(f"{name}: no rows with `scale_t2` True, so the T² factor is not measured.")
+    elif missing := [
+        # At T = 1 the factor is 1, so nothing is missing there.
+        cell
+        for cell in grid.cells.index
+        if cell not in scaled.cells.index and cell[1] != 1
+    ]:
+        lines.append(f"{name}: no row with `scale_t2` True for {cell_list(missing)}.")
+    return lines
+
+
+def teacher_gaps(group: Group) -> list[str]:
+    """What one teacher, or one that is not in the CSV, leaves open."""
+    taught = group.rows[group.rows.method != "none"]
+    lines = []
+    if not len(taught):
+        return lines
+    names = sorted(set(taught.teacher) - {""})
+    if len(names) == 1:
+        lines.append(
+            f"One teacher (`{names[0]}`) taught every student: how much the figures depend on the "
+            "teacher's own seed is in no interval here."
+        )
+    lines += [
+        f"The teacher `{name}` has no row in the CSV, so its accuracy is not known."
+        for name in names
+        if name not in set(group.teachers.run_id)
+    ]
+    for name, part in taught.groupby("teacher"):
+        if part.teacher_sha.nunique() > 1:
+            lines.append(
+                f"The checkpoint of the teacher `{name}` was not the same for all rows "
+                "(`teacher_sha`): their differences are not of the method alone."
+            )
+    return lines
+
+
+def column_gaps(group: Group) -> list[str]:
+    """Runs without the figure, and columns that are blank."""
+    lines = []
+    lost = group.rows[group.rows.value.isna()]
+    if len(lost):
+        ids = ", ".join(f"`{run_id}`" for run_id in lost.run_id)
+        lines.append(f"No accuracy, and so in no figure: {ids}.")
+    taught = group.rows[group.rows.method != "none"]
+    blank = [name for name in ("agreement", "teacher_kl", "ece") if taught[name].isna().all()]
+    if len(taught) and blank:
+        lines.append(f"The columns {', '.join(f'`{name}`' for name in blank)} are blank.")
+    if len(group.rows) and group.rows.test_curve.isna().all():
+        lines.append("`test_curve` is blank, so there is no curve by epoch.")
+    for name in ("amp", "device", "machine", "torch", "commit"):
+        values = group.rows[name].replace("", np.nan).dropna().astype(str)
+        if values.nunique() > 1:
+            lines.append(
+                f"The runs differ in `{name}` ({values.nunique()} values, see the table of the "
+                "protocol): a difference between them may have crept into the cells'."
+            )
+    return lines

@@ -1,0 +1,65 @@
+"""Turn results/results.csv into the tables, the pictures and the report.
+
+    python summarize.py                   # prints results/table.md and writes it
+    python summarize.py --metric last     # the last epoch's accuracy instead
+
+Writes, below --out-dir: results/table.md, results/REPORT.md and the pictures that belong to it,
+results/heatmap.png, curves.png and lines.png; the pictures go to TensorBoard's IMAGES tab, too.
+"""
+
+import argparse
+from pathlib import Path
+
+import flags
+import groups
+import plots
+import report
+import utils
+
+
+def main() -> None:
+    args = parse()
+    path = utils.csv_path(args.out_dir)
+    rows = utils.read_rows(path)
+    if rows.empty:
+        raise utils.UserError(
+            f"no finished run in {path}: run `sh exp.sh` (or train_student.py, or distill.py) first"
+        )
+    reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
+    found, teachers = groups.split(rows)
+    pictures = plots.pictures(found)
+    # The report takes each schedule's own metric, so that it is a function of the CSV alone.
+    text = report.report(found, teachers, reference, pictures)
+    shown = groups.split(rows, args.metric)[0] if args.metric else found
+    table = report.table(shown, teachers, reference)
+
+    folder = path.parent
+    for name, png in pictures.items():
+        utils.write_atomic(folder / f"{name}.png", png)
+    utils.write_atomic(folder / "table.md", table.encode())
+    utils.write_atomic(folder / "REPORT.md", text.encode())
+    if pictures:
+        utils.log_images(args.out_dir, pictures)
+    print(table)
+    print(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in pictures)])}")
+
+
+def parse() -> argparse.Namespace:
+    parser = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=utils.ROOT,
+        help="where results/ is (default: the repository)",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=["best", "last"],
+        help="what table.md shows: accuracy of the best or of the last epoch (default: the last "
+        "where T_max = epochs; else the epoch chosen on validation; else the best)",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

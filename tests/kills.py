@@ -1,0 +1,98 @@
+"""Kill a small grid run at a random moment, let the same command go on, compare the bits.
+
+    python tests/kills.py --trials 50
+
+Each trial is a run of its own: SIGKILL at a moment drawn uniformly over the length of a whole run,
+then the same command again. At the end the weights must be those of a run never killed, and the CSV
+must hold every row once. The process is forked from one that has imported everything, so that a
+trial lasts seconds.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no use for a parent's threads
+
+from conftest import script, weights  # noqa: E402
+
+import distill  # noqa: E402
+import train_teacher  # noqa: E402
+from utils import csv_path, read_rows  # noqa: E402
+
+COMMON = "--dataset shapes --train-size 300 --batch-size 20 --device cpu --threads 1".split()
+GRID = "--alpha 0.1 0.5 0.9 --temperature 1 4 --momentum 0.9 --lr 0.01 --epochs 3".split()
+
+
+def start(out: Path, teacher: Path) -> int:
+    """Fork a process that runs the grid; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    saves = ["--save-seconds", "0.05"]
+    status = script(distill.main, *COMMON, *GRID, *saves, "--teacher", teacher, "--out-dir", out)
+    os._exit(status)
+
+
+def finish(pid: int) -> int:
+    """Wait for a process; its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(work) -> None:
+    """Do `work` in a forked process, so that this one never starts a thread."""
+    pid = os.fork()
+    if not pid:
+        work()
+        os._exit(0)
+    assert finish(pid) == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        teach = [*COMMON, "--epochs", "1", "--width", "4", "--out-dir", root / "teacher"]
+        in_child(lambda: script(train_teacher.main, *teach))
+        [teacher] = (root / "teacher" / "checkpoints").glob("*.pt")
+        begun = time.monotonic()
+        assert finish(start(root / "whole", teacher)) == 0
+        length = time.monotonic() - begun
+        expected = weights(root / "whole")
+        assert len(expected) == 6
+        killed = resumed = tried = 0
+        while killed < args.trials:
+            out = root / f"trial{tried}"
+            tried += 1
+            pid = start(out, teacher)
+            time.sleep(moments.uniform(0, length))
+            os.kill(pid, signal.SIGKILL)
+            if finish(pid) != -signal.SIGKILL:
+                continue  # it was faster than the moment: not a kill
+            killed += 1
+            resumed += any(out.glob("checkpoints/unfinished/*/rank0.state"))
+            assert finish(start(out, teacher)) == 0, f"trial {killed} did not go on"
+            assert weights(out) == expected, f"trial {killed} ended with other bits"
+            rows = read_rows(csv_path(out))
+            assert sorted(rows.run_id) == sorted(expected), f"trial {killed}: rows lost or twice"
+        print(
+            f"{killed} kills in a run of {length:.1f} s, {resumed} with a state to go on from: "
+            f"{killed} times the same bits and every row once"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Ranks under torchrun on gloo, and kills."""
+
+import sys
+
+import pytest
+from conftest import ROOT, command, script, weights
+
+import distill
+import train_teacher
+from utils import csv_path, read_rows
+
+COMMON = ["--dataset", "shapes", "--train-size", "230", "--batch-size", "50", "--device", "cpu"]
+COMMON += ["--threads", "1", "--epochs", "2"]
+
+
+def torchrun(ranks: int, *argv: object) -> None:
+    done = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *argv)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    assert script(train_teacher.main, *COMMON, "--width", 4, "--out-dir", out) == 0
+    [path] = (out / "checkpoints").glob("*.pt")
+    return path
+
+
+def test_the_same_bits_on_one_two_and_three_ranks(teacher, tmp_path):
+    """Four cells do not divide by three, and one chunk of views leaves ranks without any."""
+    argv = [*COMMON, "--teacher", teacher, "--alpha", 0.1, 0.9, "--temperature", 1, 4]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
+    for ranks in (2, 3):
+        torchrun(ranks, "distill.py", *argv, "--out-dir", tmp_path / str(ranks))
+    expected = weights(tmp_path / "1")
+    assert len(expected) == 4
+    for ranks in ("2", "3"):
+        assert weights(tmp_path / ranks) == expected
+        rows = read_rows(csv_path(tmp_path / ranks))
+        assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {int(ranks)}
+
+
+def test_a_data_parallel_teacher_takes_the_whole_batch(tmp_path):
+    """The student as a 'teacher' has no batch-norm, so two ranks must take the very same steps."""
+    argv = [*COMMON, "--model", "cnn", "--width", 4]
+    assert script(train_teacher.main, *argv, "--out-dir", tmp_path / "1") == 0
+    torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "2")
+    one, two = (read_rows(csv_path(tmp_path / ranks)) for ranks in "12")
+    assert two.ranks[0] == 2 and two.run_id[0] == one.run_id[0]
+    for figure in ("test_loss", "train_acc"):
+        assert two[figure][0] == pytest.approx(one[figure][0], abs=1e-5)
+
+
+def test_killed_at_any_moment_nothing_is_lost():
+    done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 kills") and "with a state" in done.stdout, sys.stderr
