@@ -59,7 +59,7 @@ def test_logits_ahead_are_what_the_student_sees(make_run, tiny_data, tiny_teache
     views = epoch_views(0, 1, 100, CPU)
     online = tiny_teacher(gather(tiny_data.train, views))
     for size in (7, 32, 1000):
-        monkeypatch.setattr(teacher_module, "CHUNK", size)
+        monkeypatch.setitem(teacher_module.CHUNK, "cpu", size)
         ahead = EpochAhead({})
         logits = ahead.logits(tiny_teacher, tiny_data.train, views, 1, Ranks(), lambda: None)
         torch.testing.assert_close(logits, online)
@@ -138,7 +138,7 @@ class Countdown(Keeper):
 
 
 def test_stopped_anywhere_ends_with_the_same_bits(make_run, monkeypatch):
-    monkeypatch.setattr(teacher_module, "CHUNK", 30)
+    monkeypatch.setitem(teacher_module.CHUNK, "cpu", 30)
     settings = replace(TINY, momentum=0.9)
     whole = train_all(GRID, make_run("whole", settings))
     # Two epochs of four chunks, four steps and a record each: 18 chances to stop.
@@ -153,7 +153,7 @@ def test_stopped_anywhere_ends_with_the_same_bits(make_run, monkeypatch):
 
 def test_the_teacher_pass_is_not_repeated(make_run, monkeypatch, tiny_teacher):
     """Stopped after three of four chunks and again after two steps: nothing is asked twice."""
-    monkeypatch.setattr(teacher_module, "CHUNK", 30)
+    monkeypatch.setitem(teacher_module.CHUNK, "cpu", 30)
     asked = []
 
     class Counted(teacher_module.Teacher):
