@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 import measure
 from cells import Cell, Settings, label, run_id, settings_dict
-from data import Data, Views, epoch_views, gather, normalise
+from data import Data, Views, epoch_views, gather, normalise, plain
 from fused import FusedStep, can_fuse
-from models import parameter_count
 from parallel import Ranks, from_lead, share, total
 from teacher import EpochAhead, Teacher, plain_logits
 from trainee import Batch, Trainee, student_step
@@ -103,6 +102,7 @@ class Group:
         run, settings = self.run, self.run.settings
         if run.overwrite:
             share(run.ranks, run.ranks.lead and remove_states(self.folder))
+        self.meet_teacher()
         self.restore()
         if run.device.type == "cuda" and can_fuse(self.trainees):
             self.fused = FusedStep(self.trainees)
@@ -127,6 +127,18 @@ class Group:
                 if not any(share(run.ranks, any(not t.diverged for t in self.trainees))):
                     break
         return self.finish()
+
+    def meet_teacher(self) -> None:
+        """Let methods on activations see theirs and the teacher's once, before anything is written.
+
+        Raises UserError where the networks lack the layers that a method compares.
+        """
+        run, learners = self.run, [t for t in self.trainees if t.learns_from_stages]
+        if learners:
+            pixels = plain(run.data.test, slice(0, 2))
+            _, taught = run.teacher(pixels, stages=True)
+            for trainee in learners:
+                trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
 
     # ------------------------------------------------------------ an epoch
 
@@ -271,7 +283,7 @@ class Group:
         common |= {"cells": self.cells_in_pass, "seconds": round(self.elapsed(), 2)}
         rows = []
         for trainee, own in zip(trainees, logits, strict=True):
-            row = common | trainee_columns(trainee)
+            row = common | trainee.columns()
             row["ece"] = measure.calibration_error(own, data.test.labels)
             if teacher:
                 row |= {"teacher": teacher.run_id, "teacher_sha": teacher.sha}
@@ -294,8 +306,8 @@ class Group:
             "std": list(data.std),
             "settings": settings_dict(self.run.settings),
             "cell": settings_dict(cell),
-            "state": {name: value.cpu() for name, value in trainee.model.state_dict().items()},
-            "regressor": trainee.regressor.state_dict() if trainee.regressor else None,
+            "state": on_cpu(trainee.model.state_dict()),
+            "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
         }
 
     # ------------------------------------------------------------ saving and going on
@@ -365,31 +377,6 @@ class Group:
         return self.seconds_before + time.monotonic() - self.begun
 
 
-def trainee_columns(trainee: Trainee) -> dict:
-    """The columns of the CSV that a trainee knows by itself."""
-    cell, history = trainee.cell, trainee.history
-    role = "teacher" if cell.teaches else "student" if cell.method == "none" else "distill"
-    best = max(range(len(history)), key=lambda e: (history[e]["test_acc"], -e))
-    columns = {
-        "run_id": trainee.run_id,
-        "role": role,
-        "model": cell.model,
-        "width": cell.width,
-        "method": cell.method,
-        "alpha": None if cell.teaches else cell.alpha,
-        "temperature": cell.temperature,
-        "beta": cell.beta,
-        "scale_t2": cell.scale_t2,
-        "seed": cell.seed,
-        "teacher_seed": cell.teacher_seed,
-        "params": parameter_count(trainee.model),
-        "best_test_acc": history[best]["test_acc"],
-        "best_epoch": best + 1,
-        "test_curve": " ".join(f"{record['test_acc']:.6g}" for record in history),
-    }
-    columns |= {name: history[-1][name] for name in ("test_acc", "test_loss", "train_acc")}
-    if "val_acc" in history[-1]:
-        best = max(range(len(history)), key=lambda e: (history[e]["val_acc"], -e))
-        columns |= {"val_acc": history[-1]["val_acc"], "best_val_epoch": best + 1}
-        columns["best_val_acc"] = history[best]["val_acc"]
-    return columns
+def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of its own: a fused student's tensors are views of everybody's."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

@@ -1,74 +1,118 @@
 #!/bin/sh
-# The whole experiment: teacher, student alone, the grid, the ResNet-18 students, the summary.
+# The whole experiment: teacher, student alone, the grid, the ResNet-18 students, the report.
 #
-#   sh exp.sh                the reference's protocol on CIFAR-10 (a GPU: minutes to hours)
-#   sh exp.sh --quick        the same pipeline on drawn shapes, in minutes on two CPU cores
+#   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
+#   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
+#   sh exp.sh --ablation     also the soft loss times T^2, and the hard loss x (1 - alpha) alone
 #   LOOP=1 sh exp.sh         the grid cell by cell instead of in one pass; the same rows
 #
-# In the environment: ALPHAS TEMPERATURES SEEDS EPOCHS T_MAX DATASET DATA_DIR OUT_DIR narrow or widen
-# it; T_MAX is the students', the teacher stays as it is. RESNET_SEEDS are the seeds of the two
-# ResNet-18 students ('' for none). FLAGS goes to every script, TEACHER_FLAGS to the teacher's after
-# it. RANKS processes share the grid. What has a row in the CSV is not run again.
+# The environment narrows or widens it:
+#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid
+#   EPOCHS                              of the teacher and the students
+#   T_MAX                               of the students; the teacher stays as it is
+#   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
+#   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
+#   FLAGS TEACHER_FLAGS                 flags for every script, and after them for the teacher's
+#   RANKS                               processes that share a grid out
+# A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
 set -eu
 cd "$(dirname "$0")"
 
-case "${1:-}" in
---quick)
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=12}" "${T_MAX:=12}"
-    : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 4 10}" "${SEEDS:=0}"
-    : "${FLAGS:=--train-size 4000}"
-    : "${TEACHER_FLAGS:=--width 16 --momentum 0.9 --weight-decay 5e-4 --t-max 12}"
-    RESNET_FLAGS="--student-width 16"
-    ;;
-"") RESNET_FLAGS="" ;;
-*)
-    echo "usage: [NAME=value ...] sh exp.sh [--quick]" >&2
-    exit 2
-    ;;
-esac
+QUICK= ABLATION= RESNET_FLAGS=
+for option in "$@"; do
+    case "$option" in
+    --quick) QUICK=1 ;;
+    --ablation) ABLATION=1 ;;
+    *)
+        echo "error: $option is no option of exp.sh, which has --quick and --ablation" >&2
+        exit 2
+        ;;
+    esac
+done
 
+if [ -n "$QUICK" ]; then
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=12}" "${T_MAX:=12}" "${SEEDS:=0 1 2}"
+    : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}" "${FLAGS:=--train-size 2000}"
+    : "${TEACHER_FLAGS:=--width 16 --momentum 0.9 --weight-decay 5e-4 --lr 0.05 --t-max 12}"
+    RESNET_FLAGS="--student-width 16"
+fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
-: "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}" "${SEEDS:=0}"
-: "${RESNET_SEEDS=0}" "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
+: "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
+: "${SEEDS:=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
+: "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
 NEEDS=requirements.txt
 . ./setup.sh
 
 GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
-if [ "$GPUS" = 0 ] && [ "${1:-}" != --quick ]; then
-    cat >&2 <<'NOTE'
-No GPU found: this runs on the CPU. On two cores one epoch of the ResNet-18 teacher on all of CIFAR-10
-takes 5 to 13 minutes, so the full protocol takes days. `sh exp.sh --quick` shows the same pipeline in
-minutes; EPOCHS=10 FLAGS="--train-size 10000" sh exp.sh is a small run on the real images.
+THREADS=
+if [ "$GPUS" -gt 0 ]; then
+    : "${RANKS:=$GPUS}"
+else
+    # Small tensors do not keep several threads busy: on two cores, two ranks of one thread took
+    # less time than one rank of two (README, Performance).
+    cores=$(nproc 2>/dev/null || echo 2)
+    : "${RANKS:=$((cores < 4 ? cores : 4))}"
+    THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
+    [ -n "$QUICK" ] || cat >&2 <<'NOTE'
+No GPU found: this runs on the CPU. On two cores an epoch of the ResNet-18 teacher on all of CIFAR-10
+took 5 to 13 minutes, so the full protocol takes days. `sh exp.sh --quick` shows the same pipeline in
+minutes; EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run on the real images.
 NOTE
 fi
 
-common="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS $FLAGS"
-students="$common --t-max $T_MAX"
+teacher="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS $FLAGS"
+students="$teacher --t-max $T_MAX"
+failed=0
 
-# shellcheck disable=SC2086  # the lists are meant to be split
-{
-    "$PYTHON" train_teacher.py $common $TEACHER_FLAGS
-    "$PYTHON" train_student.py $students --seed $SEEDS
+# The lists in $-variables are meant to be split into words throughout.
+# shellcheck disable=SC2086
 
+# A run that went wrong by itself (a loss that became non-finite, say) has said so in a line, and is
+# no reason to leave the other runs undone. Ctrl-C and signals end the script.
+try() {
+    "$@" || {
+        status=$?
+        [ "$status" -le 2 ] || exit "$status"
+        failed=2
+    }
+}
+
+grid() { # flags of distill.py: one pass, or cell by cell
     if [ -n "$LOOP" ]; then
         for seed in $SEEDS; do
             for alpha in $ALPHAS; do
                 for temperature in $TEMPERATURES; do
-                    "$PYTHON" distill.py $students --seed $seed --alpha $alpha \
-                        --temperature $temperature
+                    try "$PYTHON" distill.py $students $THREADS --seed $seed --alpha $alpha \
+                        --temperature $temperature "$@"
                 done
             done
         done
+    elif [ "$RANKS" = 1 ]; then
+        try "$PYTHON" distill.py $students $THREADS --seed $SEEDS --alpha $ALPHAS \
+            --temperature $TEMPERATURES "$@"
     else
-        "$PYTHON" distill.py $students --seed $SEEDS --alpha $ALPHAS --temperature $TEMPERATURES
+        try "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
+            distill.py $students $THREADS --seed $SEEDS --alpha $ALPHAS \
+            --temperature $TEMPERATURES "$@"
     fi
-
-    for seed in $RESNET_SEEDS; do
-        resnet="$students $RESNET_FLAGS --student resnet18 --seed $seed"
-        "$PYTHON" distill.py $resnet --alpha 0.5 --temperature 10
-        "$PYTHON" distill.py $resnet --alpha 0.9 --temperature 5
-    done
 }
 
+"$PYTHON" train_teacher.py $teacher $TEACHER_FLAGS
+try "$PYTHON" train_student.py $students --seed $SEEDS
+
+for method in $METHODS; do
+    grid --method "$method"
+done
+if [ -n "$ABLATION" ]; then
+    grid --scale-t2
+    grid --method none
+fi
+for seed in $RESNET_SEEDS; do
+    resnet="$students $RESNET_FLAGS --student resnet18 --seed $seed"
+    try "$PYTHON" distill.py $resnet --alpha 0.5 --temperature 10
+    try "$PYTHON" distill.py $resnet --alpha 0.9 --temperature 5
+done
+
 "$PYTHON" summarize.py --out-dir "$OUT_DIR"
+exit "$failed"

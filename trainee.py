@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from cells import Cell, Settings, run_id, stream
 from losses import METHODS, hard_loss
-from models import build
+from models import build, parameter_count
+from stage_losses import hint_pair
 from teacher import autocast
 from utils import Curves
 
@@ -74,10 +75,23 @@ class Trainee:
     def learns_from_stages(self) -> bool:
         return self.method is not None and self.method.family != "response"
 
-    def add_regressor(self, regressor: nn.Module, device: torch.device) -> None:
-        """A module that is trained along with the student (FitNets)."""
-        self.regressor = regressor.to(device, memory_format=torch.channels_last)
-        self.optimiser.add_param_group({"params": self.regressor.parameters()})
+    @torch.no_grad()
+    def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:
+        """Before the first step of a method on activations: images x and the teacher's stages.
+
+        Builds the module that the method trains along with the student, where it has one. Raises
+        UserError where the two networks lack the layers that the method compares.
+        """
+        _, own = self.model.eval()(x, stages=True)
+        if self.method.regressor:
+            student, teacher = hint_pair(own, taught)
+            seed = int(stream(self.cell.seed, 0, "weights of the regressor").integers(2**62))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                regressor = self.method.regressor(own[student].shape[1], taught[teacher].shape[1])
+            self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
+            self.optimiser.add_param_group({"params": self.regressor.parameters()})
+        self.method.loss(own, taught, self.regressor)
 
     def state(self) -> dict:
         """All that training goes on from. Random numbers come from seed and epoch: none here."""
@@ -101,6 +115,35 @@ class Trainee:
         self.optimiser.load_state_dict(state["optimiser"])
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
+
+    def columns(self) -> dict:
+        """The columns of the CSV that a trainee knows by itself."""
+        cell, history = self.cell, self.history
+        role = "teacher" if cell.teaches else "student" if cell.method == "none" else "distill"
+        best = max(range(len(history)), key=lambda e: (history[e]["test_acc"], -e))
+        columns = {
+            "run_id": self.run_id,
+            "role": role,
+            "model": cell.model,
+            "width": cell.width,
+            "method": cell.method,
+            "alpha": None if cell.teaches else cell.alpha,
+            "temperature": cell.temperature,
+            "beta": cell.beta,
+            "scale_t2": cell.scale_t2,
+            "seed": cell.seed,
+            "teacher_seed": cell.teacher_seed,
+            "params": parameter_count(self.model),
+            "best_test_acc": history[best]["test_acc"],
+            "best_epoch": best + 1,
+            "test_curve": " ".join(f"{record['test_acc']:.6g}" for record in history),
+        }
+        columns |= {name: history[-1][name] for name in ("test_acc", "test_loss", "train_acc")}
+        if "val_acc" in history[-1]:
+            best = max(range(len(history)), key=lambda e: (history[e]["val_acc"], -e))
+            columns |= {"val_acc": history[-1]["val_acc"], "best_val_epoch": best + 1}
+            columns["best_val_acc"] = history[best]["val_acc"]
+        return columns
 
 
 def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from cells import Cell, Settings  # noqa: E402
 from data import Data, to_device  # noqa: E402
@@ -61,6 +62,17 @@ def make_run(tiny_data, tiny_teacher, tmp_path):
         return run
 
     return make
+
+
+def make_images(root: Path, train: int, test: int) -> None:
+    """An image folder of two classes, one darker than the other; `train` and `test` images each."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, top in (("dark", 130), ("light", 256)):
+            (root / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, top, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
 
 
 def weights(out_dir: Path) -> dict[str, bytes]:

@@ -21,17 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no use for a parent's threads
 
-from conftest import script, weights  # noqa: E402
+import torchvision.datasets  # noqa: E402, F401 (imported once, here, and not in every child)
+from conftest import make_images, script, weights  # noqa: E402
 
 import distill  # noqa: E402
 import train_teacher  # noqa: E402
 from utils import csv_path, read_rows  # noqa: E402
 
-COMMON = "--dataset shapes --train-size 300 --batch-size 20 --device cpu --threads 1".split()
+COMMON = "--dataset folder --batch-size 20 --device cpu --threads 1".split()
 GRID = "--alpha 0.1 0.5 0.9 --temperature 1 4 --momentum 0.9 --lr 0.01 --epochs 3".split()
 
 
-def start(out: Path, teacher: Path) -> int:
+def start(root: Path, out: Path, teacher: Path) -> int:
     """Fork a process that runs the grid; its process id."""
     pid = os.fork()
     if pid:
@@ -39,7 +40,8 @@ def start(out: Path, teacher: Path) -> int:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     saves = ["--save-seconds", "0.05"]
-    status = script(distill.main, *COMMON, *GRID, *saves, "--teacher", teacher, "--out-dir", out)
+    where = ["--data-dir", root / "images", "--out-dir", out, "--teacher", teacher]
+    status = script(distill.main, *COMMON, *GRID, *saves, *where)
     os._exit(status)
 
 
@@ -65,11 +67,13 @@ def main() -> None:
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        teach = [*COMMON, "--epochs", "1", "--width", "4", "--out-dir", root / "teacher"]
+        make_images(root / "images", train=100, test=20)
+        teach = [*COMMON, "--epochs", "1", "--width", "4", "--lr", "0.01"]
+        teach += ["--data-dir", root / "images", "--out-dir", root / "teacher"]
         in_child(lambda: script(train_teacher.main, *teach))
         [teacher] = (root / "teacher" / "checkpoints").glob("*.pt")
         begun = time.monotonic()
-        assert finish(start(root / "whole", teacher)) == 0
+        assert finish(start(root, root / "whole", teacher)) == 0
         length = time.monotonic() - begun
         expected = weights(root / "whole")
         assert len(expected) == 6
@@ -77,14 +81,14 @@ def main() -> None:
         while killed < args.trials:
             out = root / f"trial{tried}"
             tried += 1
-            pid = start(out, teacher)
+            pid = start(root, out, teacher)
             time.sleep(moments.uniform(0, length))
             os.kill(pid, signal.SIGKILL)
             if finish(pid) != -signal.SIGKILL:
                 continue  # it was faster than the moment: not a kill
             killed += 1
             resumed += any(out.glob("checkpoints/unfinished/*/rank0.state"))
-            assert finish(start(out, teacher)) == 0, f"trial {killed} did not go on"
+            assert finish(start(root, out, teacher)) == 0, f"trial {killed} did not go on"
             assert weights(out) == expected, f"trial {killed} ended with other bits"
             rows = read_rows(csv_path(out))
             assert sorted(rows.run_id) == sorted(expected), f"trial {killed}: rows lost or twice"

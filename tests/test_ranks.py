@@ -3,14 +3,14 @@
 import sys
 
 import pytest
-from conftest import ROOT, command, script, weights
+from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
 from utils import csv_path, read_rows
 
-COMMON = ["--dataset", "shapes", "--train-size", "230", "--batch-size", "50", "--device", "cpu"]
-COMMON += ["--threads", "1", "--epochs", "2"]
+COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
+COMMON += ["--epochs", "2", "--lr", "0.01"]
 
 
 def torchrun(ranks: int, *argv: object) -> None:
@@ -19,16 +19,23 @@ def torchrun(ranks: int, *argv: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def flags(tmp_path_factory) -> list[str]:
+    root = tmp_path_factory.mktemp("images")
+    make_images(root, train=115, test=10)
+    return [*COMMON, "--data-dir", str(root)]
+
+
+@pytest.fixture(scope="module")
+def teacher(flags, tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher")
-    assert script(train_teacher.main, *COMMON, "--width", 4, "--out-dir", out) == 0
+    assert script(train_teacher.main, *flags, "--width", 4, "--out-dir", out) == 0
     [path] = (out / "checkpoints").glob("*.pt")
     return path
 
 
-def test_the_same_bits_on_one_two_and_three_ranks(teacher, tmp_path):
+def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):
     """Four cells do not divide by three, and one chunk of views leaves ranks without any."""
-    argv = [*COMMON, "--teacher", teacher, "--alpha", 0.1, 0.9, "--temperature", 1, 4]
+    argv = [*flags, "--teacher", teacher, "--alpha", 0.1, 0.9, "--temperature", 1, 4]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
     for ranks in (2, 3):
         torchrun(ranks, "distill.py", *argv, "--out-dir", tmp_path / str(ranks))
@@ -40,9 +47,9 @@ def test_the_same_bits_on_one_two_and_three_ranks(teacher, tmp_path):
         assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {int(ranks)}
 
 
-def test_a_data_parallel_teacher_takes_the_whole_batch(tmp_path):
+def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
     """The student as a 'teacher' has no batch-norm, so two ranks must take the very same steps."""
-    argv = [*COMMON, "--model", "cnn", "--width", 4]
+    argv = [*flags, "--model", "cnn", "--width", 4]
     assert script(train_teacher.main, *argv, "--out-dir", tmp_path / "1") == 0
     torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "2")
     one, two = (read_rows(csv_path(tmp_path / ranks)) for ranks in "12")

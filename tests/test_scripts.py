@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, script, weights
-from PIL import Image
+from conftest import ROOT, command, make_images, script, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import distill
@@ -25,13 +23,7 @@ from utils import read_rows
 def images(tmp_path_factory) -> Path:
     """A folder of 60 + 20 small images in two classes, one darker than the other."""
     root = tmp_path_factory.mktemp("images")
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 30), ("test", 10)):
-        for label, top in (("dark", 130), ("light", 256)):
-            (root / split / label).mkdir(parents=True)
-            for i in range(count):
-                pixels = draw.integers(0, top, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    make_images(root, train=30, test=10)
     return root
 
 
