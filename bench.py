@@ -268,7 +268,8 @@ def main(argv: list[str] | None = None) -> None:
     text = (
         f"# bench.py\n\n{machine(str(device))}; torch {torch.__version__}; "
         f"data set {args.dataset}; batch {BATCH}; medians of {common['repeats']} plain steps; "
-        f"engine: {args.ranks} rank(s) of {cores // args.ranks} thread(s), teacher in {'bfloat16' if amp else 'float32'}. "
+        f"engine: {args.ranks} rank(s) of {cores // args.ranks} thread(s), "
+        f"teacher in {'bfloat16' if amp else 'float32'}. "
         "Teacher, view and student are milliseconds of a step: the teacher's and the view's serve "
         "all cells together, the student's is one cell's; a cell-step is their sum per cell. "
         f"225 cells are five seeds, each with its own views.\n\n{table(lines)}\n"
