@@ -280,7 +280,9 @@ class Group:
         taught = plain_logits(teacher, data.test) if teacher and trainees else None
         common = settings_dict(settings) | {"train_size": len(data.train)}
         common |= provenance(str(run.device), torch.get_num_threads(), run.ranks.world)
-        common |= {"cells": self.cells_in_pass, "seconds": round(self.elapsed(), 2)}
+        # A cell's seconds are its share of the pass, so that a column of them adds up.
+        share_of_pass = self.elapsed() / self.cells_in_pass
+        common |= {"cells": self.cells_in_pass, "seconds": round(share_of_pass, 2)}
         rows = []
         for trainee, own in zip(trainees, logits, strict=True):
             row = common | trainee.columns()

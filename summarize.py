@@ -11,14 +11,12 @@ import argparse
 from pathlib import Path
 
 import flags
-import groups
-import plots
-import report
 import utils
+from reporting import groups, plots, report
 
 
-def main() -> None:
-    args = parse()
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     path = utils.csv_path(args.out_dir)
     rows = utils.read_rows(path)
     if rows.empty:
@@ -44,7 +42,7 @@ def main() -> None:
     print(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in pictures)])}")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--out-dir",
@@ -58,7 +56,7 @@ def parse() -> argparse.Namespace:
         help="what table.md shows: accuracy of the best or of the last epoch (default: the last "
         "where T_max = epochs; else the epoch chosen on validation; else the best)",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

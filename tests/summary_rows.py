@@ -13,10 +13,9 @@ import pandas as pd
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import groups
-import report
 import utils
 from cells import COLUMNS
+from reporting import groups, report
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHORT = {"epochs": 6, "t_max": 6}  # fully annealed

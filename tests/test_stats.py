@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as peer
 
-import stats
+from reporting import stats
 
 # Student (1908), Cushny and Peebles' extra hours of sleep under two drugs, ten patients. R prints
 # for t.test(paired = TRUE): mean 1.58, 95 % interval 0.7001142 to 2.4598858, p 0.002833.

@@ -22,13 +22,9 @@ from summary_rows import (
     texts,
 )
 
-import evidence
-import groups
-import plots
-import sentences
 import summarize
-import tables
 import utils
+from reporting import evidence, groups, plots, sentences, tables
 
 
 def only(rows, metric=None):

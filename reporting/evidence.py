@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-import stats
-from groups import (
+from reporting import stats
+from reporting.groups import (
     METRICS,
     NO_TEMPERATURE,
     Grid,
@@ -15,7 +15,7 @@ from groups import (
     rows_of,
     short_ids,
 )
-from tables import (
+from reporting.tables import (
     NONE,
     cell_name,
     fixed,

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-import stats
 from cells import DATA_SETTINGS, Settings
 from models import MODELS
+from reporting import stats
 from utils import UserError
 
 PROTOCOL = (

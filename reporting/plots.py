@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-import stats
-from groups import NO_TEMPERATURE, Grid, Group, by_seed, curve, rows_of
-from tables import cell_name, percent, title
+from reporting import stats
+from reporting.groups import NO_TEMPERATURE, Grid, Group, by_seed, curve, rows_of
+from reporting.tables import cell_name, percent, title
 
 WIDTH = 8.0  # inches; at 160 dots an inch sharp where a README shows it 800 px wide
 DPI = 160

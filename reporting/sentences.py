@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-import stats
-from evidence import against_control, against_plain, gain, plain_grid, scaled_twin
-from groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_seed
-from tables import cell_name, interval, p_value, percent, points
+from reporting import stats
+from reporting.evidence import against_control, against_plain, gain, plain_grid, scaled_twin
+from reporting.groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_seed
+from reporting.tables import cell_name, interval, p_value, percent, points
 
 PERCENT = f"{100 * stats.LEVEL:g} %"
 

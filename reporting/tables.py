@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-import stats
 from cells import Settings
-from groups import (
+from reporting import stats
+from reporting.groups import (
     CIFAR10_TRAIN,
     METRICS,
     NO_TEMPERATURE,

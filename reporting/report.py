@@ -6,11 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import evidence
-import sentences
-import stats
-import tables
-from groups import PROTOCOL, Group
+from reporting import evidence, sentences, stats, tables
+from reporting.groups import PROTOCOL, Group
 from utils import UserError
 
 INTRODUCTION = """\

@@ -1,0 +1,1 @@
+"""From the CSV to tables, pictures and the report; summarize.py is the way in."""
