@@ -6,6 +6,7 @@ epoch), so every cell of a seed, on any rank, sees the same ones, and the teache
 of time.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -112,8 +113,14 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     n = len(pixels)
     # As rows of 32 pixels: subtracting 96 numbers at a time is five times faster than 3 at a time.
     rows = pixels.permute(0, 2, 3, 1).reshape(n * SIZE, 3 * SIZE).float()
-    mean_, std_ = (torch.tensor(v, device=pixels.device).repeat(SIZE) for v in (mean, std))
-    return rows.div_(255).sub_(mean_).div_(std_).view(n, SIZE, SIZE, 3).permute(0, 3, 1, 2)
+    row_mean, row_std = per_row(mean, pixels.device), per_row(std, pixels.device)
+    return rows.div_(255).sub_(row_mean).div_(row_std).view(n, SIZE, SIZE, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def per_row(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value per channel as one per byte of a row of 32 pixels, [96]."""
+    return torch.tensor(values, device=device).repeat(SIZE)
 
 
 # ---------------------------------------------------------------- loading

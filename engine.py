@@ -34,7 +34,6 @@ from utils import (
     claim,
     load_state,
     provenance,
-    remove_states,
     remove_tree,
     save_checkpoint,
     save_state,
@@ -100,8 +99,6 @@ class Group:
     def train(self) -> list[str]:
         """All that is left to do, from wherever the cells stand."""
         run, settings = self.run, self.run.settings
-        if run.overwrite:
-            share(run.ranks, run.ranks.lead and remove_states(self.folder))
         self.meet_teacher()
         self.restore()
         if run.device.type == "cuda" and can_fuse(self.trainees):
@@ -332,16 +329,22 @@ class Group:
     def restore(self) -> None:
         """Take up what an earlier try saved, on however many ranks.
 
-        Raises UserError where it was made with other settings.
+        Raises UserError where it was made with other settings; with --overwrite that is left aside.
         """
-        shards = []
-        if self.run.ranks.lead:
+        run, shards = self.run, []
+        if run.ranks.lead:
             names = {f.name.removesuffix(".previous") for f in self.folder.glob("rank*.state*")}
             shards = [s for name in sorted(names) if (s := load_state(self.folder / name))]
-        shards = from_lead(self.run.ranks, shards)  # what the lead can read decides, for all ranks
+        shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
         states: dict[str, dict] = {}
         for shard in shards:
-            self.refuse_other_basis(shard["basis"])
+            if other := self.other_basis(shard["basis"]):
+                if run.overwrite:
+                    continue
+                raise UserError(
+                    f"the unfinished run in {self.folder} was made with other settings "
+                    f"({'; '.join(other)}): go on with those, or start afresh with --overwrite"
+                )
             self.seconds_before = max(self.seconds_before, shard["seconds"])
             for epoch, chunks in shard["chunks"].items():
                 self.ahead.chunks.setdefault(epoch, {}).update(chunks)
@@ -365,14 +368,10 @@ class Group:
             **settings_dict(run.settings),
         }
 
-    def refuse_other_basis(self, saved: dict) -> None:
+    def other_basis(self, saved: dict) -> list[str]:
+        """What of a saved basis is not so now, in words."""
         now = self.basis()
-        other = [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
-        if other:
-            raise UserError(
-                f"the unfinished run in {self.folder} was made with other settings "
-                f"({'; '.join(other)}): go on with those, or start afresh with --overwrite"
-            )
+        return [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all tries."""

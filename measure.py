@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from data import Data, Split, normalise, plain
 from teacher import autocast
 
-CHUNK = 1000  # images a forward pass
+CHUNK = 500  # images a forward pass
 BINS = 15
 
 

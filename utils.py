@@ -144,12 +144,6 @@ def load_state(path: Path) -> dict | None:
     return None
 
 
-def remove_states(folder: Path) -> None:
-    """Forget an unfinished run."""
-    for file in folder.glob("rank*.state*"):
-        file.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Hold a folder for this process. Raises UserError where another process has it."""

@@ -13,6 +13,7 @@ from cells import Cell
 from data import epoch_views, gather, normalise
 from engine import Group, cosine_lr, train
 from fused import FusedStep, can_fuse
+from losses import METHODS
 from measure import calibration_error
 from parallel import Ranks
 from teacher import EpochAhead
@@ -38,11 +39,21 @@ def test_same_seed_same_bits_other_seed_others(make_run):
     assert list(first.values()) != list(other.values())
 
 
-def test_a_cell_is_the_same_in_any_company(make_run):
-    together = train_all(GRID, make_run("together"))
-    backwards = train_all(GRID[::-1], make_run("backwards"))
-    assert together == backwards and len(set(together.values())) == len(GRID)
-    for cell in GRID:
+def of_method(method: str) -> list[Cell]:
+    """Two cells of a method that learns from activations."""
+    return [Cell("cnn", 4, 0, method, a, beta=1.0, teacher_seed=0) for a in (0.1, 0.9)]
+
+
+FAMILIES = {"response": GRID, "feature": of_method("fitnet"), "relation": of_method("sp")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cell_is_the_same_in_any_company(make_run, family):
+    cells = FAMILIES[family]
+    together = train_all(cells, make_run("together"))
+    backwards = train_all(cells[::-1], make_run("backwards"))
+    assert together == backwards and len(set(together.values())) == len(cells)
+    for cell in cells:
         alone = train_all([cell], make_run(f"alone {cell}"))
         assert alone.items() <= together.items()
 
@@ -137,18 +148,40 @@ class Countdown(Keeper):
         raise Interrupted(130)
 
 
-def test_stopped_anywhere_ends_with_the_same_bits(make_run, monkeypatch):
+# A response method has two epochs of four chunks, four steps and a record each: 18 chances to stop.
+@pytest.mark.parametrize(
+    ("family", "moments"), [("response", range(1, 19)), ("feature", [3, 5, 9]), ("relation", [7])]
+)
+def test_stopped_anywhere_ends_with_the_same_bits(make_run, monkeypatch, family, moments):
     monkeypatch.setitem(teacher_module.CHUNK, "cpu", 30)
-    settings = replace(TINY, momentum=0.9)
-    whole = train_all(GRID, make_run("whole", settings))
-    # Two epochs of four chunks, four steps and a record each: 18 chances to stop.
-    for chances in range(1, 19):
+    settings, cells = replace(TINY, momentum=0.9), FAMILIES[family][:2]
+    whole = train_all(cells, make_run("whole", settings))
+    for chances in moments:
         run = make_run(f"stopped {chances}", settings, keeper=Countdown(chances))
         with pytest.raises(Interrupted):
-            train(GRID, GRID, run)
+            train(cells, cells, run)
         assert not weights(run.out_dir)
         run.keeper = Countdown(10**9)
-        assert train_all(GRID, run) == whole
+        assert train_all(cells, run) == whole
+
+
+def test_the_regressor_is_trained_and_saved(make_run):
+    cells = FAMILIES["feature"][:1]
+    run = make_run("out")
+    train_all(cells, run)
+    [path] = (run.out_dir / "checkpoints").glob("*.pt")
+    stored = torch.load(path, weights_only=True)["regressor"]
+    fresh = make_run("fresh", replace(TINY, epochs=1, lr=1e-30))
+    train_all(cells, fresh)
+    [path] = (fresh.out_dir / "checkpoints").glob("*.pt")
+    first = torch.load(path, weights_only=True)["regressor"]
+    assert stored.keys() == first.keys() and not torch.equal(stored["0.weight"], first["0.weight"])
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.family != "response"])
+def test_resnet_students_take_every_method_on_activations(make_run, method):
+    cell = Cell("resnet18", 2, 0, method, 0.5, beta=0.1, teacher_seed=0)
+    assert len(train_all([cell], make_run("out", replace(TINY, epochs=1)))) == 1
 
 
 def test_the_teacher_pass_is_not_repeated(make_run, monkeypatch, tiny_teacher):

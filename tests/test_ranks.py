@@ -47,6 +47,15 @@ def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):
         assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {int(ranks)}
 
 
+@pytest.mark.parametrize("method", ["fitnet", "sp"])
+def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
+    argv = [*flags, "--teacher", teacher, "--method", method, "--alpha", 0.1, 0.5, "--beta", 1]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
+    torchrun(2, "distill.py", *argv, "--out-dir", tmp_path / "2")
+    assert len(weights(tmp_path / "1")) == 2
+    assert weights(tmp_path / "1") == weights(tmp_path / "2")
+
+
 def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
     """The student as a 'teacher' has no batch-norm, so two ranks must take the very same steps."""
     argv = [*flags, "--model", "cnn", "--width", 4]
