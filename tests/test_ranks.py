@@ -1,6 +1,5 @@
 """Ranks under torchrun on gloo, and kills."""
 
-import sys
 
 import pytest
 from conftest import ROOT, command, make_images, script, weights
@@ -70,4 +69,4 @@ def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
 def test_killed_at_any_moment_nothing_is_lost():
     done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("4 kills") and "with a state" in done.stdout, sys.stderr
+    assert "4 times the same bits and every row once" in done.stdout
