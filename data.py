@@ -137,21 +137,30 @@ def load(settings: Settings, data_dir: Path, device: torch.device) -> Data:
     mean, std = REFERENCE_MEAN, REFERENCE_STD
     if settings.normalization == "data":
         mean, std = channel_moments(images[train])
-    fingerprint = zlib.crc32(labels[train].tobytes(), zlib.crc32(images[train].tobytes()))
-    return Data(
-        train=to_device(images[train], labels[train], device),
-        test=to_device(*arrays["test"], device),
-        val=to_device(images[val], labels[val], device) if len(val) else None,
+    data = Data(
+        train=to_device(images, labels, train, device),
+        test=to_device(*arrays["test"], slice(None), device),
+        val=to_device(images, labels, val, device) if len(val) else None,
         classes=classes,
         mean=mean,
         std=std,
-        fingerprint=fingerprint,
+        fingerprint=0,
     )
+    pixels = zlib.crc32(data.train.padded.cpu().numpy())
+    data.fingerprint = zlib.crc32(labels[train].tobytes(), pixels)
+    return data
 
 
-def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> Split:
-    padded = np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
-    return Split(torch.from_numpy(padded).to(device), torch.from_numpy(labels).to(device))
+def to_device(
+    images: np.ndarray, labels: np.ndarray, keep: np.ndarray | slice, device: torch.device
+) -> Split:
+    """The images numbered `keep`, padded; in pieces, for a second copy of all is memory lost."""
+    labels, keep = labels[keep], np.arange(len(labels))[keep]
+    padded = torch.zeros(len(keep), SIZE + 2 * PAD, SIZE + 2 * PAD, 3, dtype=torch.uint8)
+    for start in range(0, len(keep), 5000):
+        part = torch.from_numpy(images[keep[start : start + 5000]])
+        padded[start : start + 5000, PAD : PAD + SIZE, PAD : PAD + SIZE] = part
+    return Split(padded.to(device), torch.from_numpy(labels).to(device))
 
 
 def split_off(

@@ -26,7 +26,7 @@ CHUNK = 250  # images drawn together: bounds memory, and is the unit that owns a
 
 RADIUS = (8.0, 12.0)  # pixels, centre to furthest point of the shape, smallest and largest
 SHIFT = 2.0  # pixels, how far the centre strays from the image's on each axis
-MORPH = 0.20  # largest share of the other class in an outline
+MORPH = 0.10  # largest share of the other class in an outline
 HUE_SPREAD = 0.12  # standard deviation around the class's hue; neighbouring classes are 0.1 apart
 BLOBS, LINES = 1, 1  # clutter behind the shape
 STRIP = 0.2  # how often a strip crosses the shape

@@ -1,6 +1,5 @@
 """Ranks under torchrun on gloo, and kills."""
 
-
 import pytest
 from conftest import ROOT, command, make_images, script, weights
 
