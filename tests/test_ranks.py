@@ -1,5 +1,10 @@
 """Ranks under torchrun on gloo, and kills."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 from conftest import ROOT, command, make_images, script, weights
 
@@ -63,6 +68,22 @@ def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
     assert two.ranks[0] == 2 and two.run_id[0] == one.run_id[0]
     for figure in ("test_loss", "train_acc"):
         assert two[figure][0] == pytest.approx(one[figure][0], abs=1e-5)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
+    argv = [*flags, "--teacher", teacher, "--epochs", 40]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
+    argv += ["--out-dir", tmp_path / "out"]
+    run = subprocess.Popen([sys.executable, "distill.py", *map(str, argv)], cwd=ROOT)
+    while not list(tmp_path.glob("out/runs/*/*")):  # training has begun
+        assert run.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 130
+    assert list(tmp_path.glob("out/checkpoints/unfinished/*/rank0.state"))
+    assert script(distill.main, *argv) == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_killed_at_any_moment_nothing_is_lost():
