@@ -59,7 +59,7 @@ def make_teacher(data: Data, device: torch.device, amp: bool) -> Teacher:
     """A ResNet-18 of the reference's size; what it says does not matter for its speed."""
     model = initial_model(Cell("resnet18", 64, 0, teaches=True), len(data.classes))
     model = model.to(device).eval().requires_grad_(False)
-    return Teacher(model, "bench", 0, "", data.mean, data.std, amp)
+    return Teacher(model, "bench", "", data.mean, data.std, amp)
 
 
 def make_students(count: int, data: Data, device: torch.device) -> list[Trainee]:

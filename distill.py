@@ -10,7 +10,7 @@ from itertools import product
 
 import flags
 from cells import Cell
-from grid import run_command
+from grid import run_command, teacher_seed
 from losses import METHODS
 from models import MODELS
 from utils import UserError, run_script
@@ -30,7 +30,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         "width": args.student_width or MODELS[args.student].DEFAULT_WIDTH,
         "method": args.method,
         "scale_t2": args.scale_t2,
-        "teacher_seed": args.teacher_seed if method else None,
+        "teacher_seed": teacher_seed(args) if method else None,
     }
     grid = product(args.seed, args.alpha, temperatures, betas)
     cells = [Cell(seed=s, alpha=a, temperature=t, beta=b, **common) for s, a, t, b in grid]

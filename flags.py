@@ -95,7 +95,8 @@ def add_teacher(p: Parser) -> None:
     add = p.add_argument_group("teacher").add_argument
     add("--teacher", type=Path, metavar="CHECKPOINT",
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
-    add("--teacher-seed", type=COUNT_OR_NONE, default=0, help="which of several seeds' teachers")
+    add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
+        help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
 
 
 def add_distillation(p: Parser) -> None:

@@ -14,7 +14,7 @@ from data import Data, load
 from engine import Run, train
 from flags import settings_of
 from teacher import load_teacher
-from utils import Keeper, UserError, check_writable, csv_path, read_rows
+from utils import Keeper, UserError, check_writable, csv_path, load_checkpoint, read_rows
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -81,6 +81,19 @@ def load_in_turn(
 # ---------------------------------------------------------------- the teacher's checkpoint
 
 
+def teacher_seed(args: argparse.Namespace) -> int:
+    """The seed of the teacher that the flags name.
+
+    Raises UserError for a --teacher that cannot be read or is not of the --teacher-seed given.
+    """
+    if not args.teacher:
+        return args.teacher_seed or 0
+    seed = load_checkpoint(args.teacher)["cell"]["seed"]
+    if args.teacher_seed not in (None, seed):
+        raise UserError(f"{args.teacher} is of seed {seed}: leave --teacher-seed out, or agree")
+    return seed
+
+
 def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> Path | None:
     """--teacher, or the one teacher of this data set and seed in the out-dir.
 
@@ -92,7 +105,7 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
     if args.teacher:
         return args.teacher
     folder = args.out_dir / "checkpoints"
-    ending = f"-teacher-s{args.teacher_seed}{changed_settings(settings, DATA_SETTINGS)}.pt"
+    ending = f"-teacher-s{teacher_seed(args)}{changed_settings(settings, DATA_SETTINGS)}.pt"
     found = sorted(folder.glob(f"*{ending}"))
     if len(found) == 1:
         return found[0]

@@ -27,7 +27,6 @@ class Teacher:
 
     model: nn.Module
     run_id: str
-    seed: int
     sha: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -76,7 +75,6 @@ def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> T
     return Teacher(
         model=model,
         run_id=stored["run_id"],
-        seed=stored["cell"]["seed"],
         sha=stored["sha"],
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),

@@ -94,6 +94,9 @@ def check_writable(folder: Path) -> None:
 # ---------------------------------------------------------------- checkpoints
 
 
+CHECKPOINT = {"run_id", "model", "width", "classes", "mean", "std", "cell", "state"}
+
+
 def save_checkpoint(path: Path, content: dict) -> None:
     """Save tensors and plain values, readable with torch.load(weights_only=True)."""
     buffer = io.BytesIO()
@@ -115,7 +118,7 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     try:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        content["model"], content["width"], content["classes"], content["state"]  # noqa: B018
+        assert CHECKPOINT <= content.keys()
     except Exception:  # torch raises half a dozen kinds for a broken file
         raise UserError(
             f"{path} is truncated or not a checkpoint of this project: train it again "

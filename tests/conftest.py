@@ -48,7 +48,7 @@ def tiny_data() -> Data:
 def tiny_teacher(tiny_data: Data) -> Teacher:
     """An untrained narrow ResNet-18: what it says is arbitrary and always the same."""
     model = initial_model(Cell("resnet18", 4, 0, teaches=True), 10).eval().requires_grad_(False)
-    return Teacher(model, "tiny-teacher", 0, "0" * 12, tiny_data.mean, tiny_data.std, False)
+    return Teacher(model, "tiny-teacher", "0" * 12, tiny_data.mean, tiny_data.std, False)
 
 
 @pytest.fixture

@@ -270,6 +270,20 @@ def test_bad_teachers(flags, out, capsys, kind, says):
     assert snapshot(out) == before
 
 
+def test_the_teachers_seed_is_its_checkpoints(flags, out, capsys):
+    argv = [*flags, "--out-dir", out]
+    assert script(train_teacher.main, *argv, "--width", 4, "--seed", 1) == 0
+    [path] = (out / "checkpoints").glob("*-teacher-s1-*.pt")
+    assert script(distill.main, *argv, "--teacher", path) == 0
+    assert script(distill.main, *argv, "--teacher-seed", 1) == 0
+    rows = rows_of(out)
+    taught = rows[rows.role == "distill"]
+    assert list(taught.teacher_seed) == [1] and taught.index[0].startswith("cnn-kd-a0.5-T10-s0-ts1")
+    capsys.readouterr()
+    assert script(distill.main, *argv, "--teacher", path, "--teacher-seed", 0) == 2
+    assert "seed 1" in one_line(capsys)
+
+
 def test_a_named_teacher_that_is_missing(flags, out, capsys):
     argv = [*flags, "--out-dir", out, "--teacher", out / "nobody.pt"]
     assert script(distill.main, *argv) == 2
