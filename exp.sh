@@ -31,10 +31,11 @@ for option in "$@"; do
 done
 
 if [ -n "$QUICK" ]; then
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=12}" "${T_MAX:=12}" "${SEEDS:=0 1 2}"
-    : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}" "${FLAGS:=--train-size 2000}"
-    : "${TEACHER_FLAGS:=--width 16 --momentum 0.9 --weight-decay 5e-4 --lr 0.05 --t-max 12}"
-    RESNET_FLAGS="--student-width 16"
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=25}" "${T_MAX:=25}" "${SEEDS:=0 1 2}"
+    : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
+    : "${FLAGS:=--train-size 1000 --batch-size 32 --lr 0.02 --momentum 0.9}"
+    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 25}"
+    RESNET_FLAGS="--student-width 8"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"

@@ -118,7 +118,8 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     try:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        assert CHECKPOINT <= content.keys()
+        if not content.keys() >= CHECKPOINT:
+            raise KeyError
     except Exception:  # torch raises half a dozen kinds for a broken file
         raise UserError(
             f"{path} is truncated or not a checkpoint of this project: train it again "
