@@ -13,8 +13,10 @@ measured in processes of its own, whose peak memory is given. Prints a table; wr
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
+import queue
 import resource
 import statistics
 import time
@@ -33,7 +35,7 @@ from fused import FusedStep, can_fuse
 from grid import has_bfloat16
 from teacher import CHUNK, Teacher
 from trainee import Batch, Trainee, initial_model, student_step
-from utils import ROOT, machine, run_script, write_atomic
+from utils import ROOT, UserError, check_writable, machine, run_script, write_atomic
 
 ALPHAS = [0.1, 0.25, 0.5, 0.75, 0.9]
 TEMPERATURES = [1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0]
@@ -107,7 +109,7 @@ def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: C
     student.model.to(memory_format=torch.contiguous_format)
     images = PilImages(data, BATCH * (job.repeats + 2))
     loader = DataLoader(images, BATCH, shuffle=True, num_workers=min(4, os.cpu_count()))
-    batches, asked = iter(loader), []
+    batches, asked = itertools.chain.from_iterable(itertools.repeat(loader)), []
 
     def step(_: int) -> None:
         x, labels = (part.to(device) for part in next(batches))
@@ -140,7 +142,7 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     views, train, chunk = epoch_views(0, 0, len(data.train), device), data.train, CHUNK[device.type]
 
     def stretch(i: int, size: int) -> Views:
-        start = i * size % (len(views) - size)
+        start = i * size % max(len(views) - size, 1)
         return views[start : start + size]
 
     def view(i: int) -> Tensor:
@@ -173,7 +175,16 @@ WAYS = {"plain": plain_way, "engine": engine_way}
 
 
 def work(job: argparse.Namespace, barrier, answers) -> None:
-    """One process of one line of the table."""
+    """One process of one line of the table; puts its figures, or its complaint, into `answers`."""
+    try:
+        answers.put(figures(job, barrier))
+    except Exception as error:
+        barrier.abort()  # nobody waits for this one
+        answers.put(f"{type(error).__name__}: {error}")
+
+
+def figures(job: argparse.Namespace, barrier) -> dict:
+    """What one process measures, and its peak memory in bytes."""
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     data = load(Settings(dataset=job.dataset), job.data_dir, device)
@@ -181,18 +192,31 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
     answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         answer["memory"] = torch.cuda.max_memory_allocated()
-    answers.put(answer)
+    return answer
 
 
 def measure(job: argparse.Namespace) -> dict:
-    """Run a line's processes side by side; the slowest rank counts, memory adds up."""
+    """Run a line's processes side by side; the slowest rank counts, memory adds up.
+
+    Raises UserError where one of them fails or is killed.
+    """
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(job.ranks), context.Queue()
     jobs = [argparse.Namespace(**vars(job) | {"rank": rank}) for rank in range(job.ranks)]
     processes = [context.Process(target=work, args=(one, barrier, answers)) for one in jobs]
     for process in processes:
         process.start()
-    found = [answers.get() for _ in processes]
+    found = []
+    while len(found) < len(processes):
+        try:
+            found.append(answers.get(timeout=1))
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                found.append("a process was killed (out of memory?)")
+        if found and isinstance(found[-1], str):
+            for process in processes:
+                process.kill()
+            raise UserError(f"cannot measure {job.cells} cells: {found[-1]}")
     for process in processes:
         process.join()
     line = {name: max(one[name] for one in found) for name in ("teacher", "view", "students")}
@@ -205,7 +229,7 @@ def ceilings(device: torch.device) -> tuple[float, float]:
     """Measured bfloat16 FLOP/s of an 8192-cube product and bytes/s of a copy, read plus written."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     product_time = median(lambda _: a @ b, 10, device)
-    block = torch.randn(2**30, device=device)
+    block = torch.randn(2**28, device=device)  # 1 GiB, far more than a cache
     copy_time = median(lambda _: block.clone(), 10, device)
     return 2 * 8192**3 / product_time, 2 * block.nbytes / copy_time
 
@@ -248,6 +272,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--repeats", type=flags.COUNT, default=20, help="timed steps of the plain way")
     p.add_argument("--ranks", type=flags.COUNT, default=1, help="processes of the engine")
     args = p.parse_args(argv)
+    if max(args.cells) > max(SIZES):
+        raise UserError(f"--cells goes up to {max(SIZES)}, five seeds of the reference's grid")
+    check_writable(args.out_dir / "results")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     amp, cores = has_bfloat16(device), os.cpu_count()
     common = {"dataset": args.dataset, "data_dir": args.data_dir, "device": device.type}
@@ -259,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         plans.append(("plain, its teacher in bfloat16 and channels last", faster))
     for count in args.cells:
         ranks = min(args.ranks, count)
-        line = {"way": "engine", "ranks": ranks, "threads": cores // ranks, "cells": count}
+        line = {"way": "engine", "ranks": ranks, "threads": max(1, cores // ranks), "cells": count}
         plans.append(("engine", argparse.Namespace(**vars(one) | line | {"amp": amp})))
     lines = []
     for name, job in plans:
@@ -268,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     text = (
         f"# bench.py\n\n{machine(str(device))}; torch {torch.__version__}; "
         f"data set {args.dataset}; batch {BATCH}; medians of {common['repeats']} plain steps; "
-        f"engine: {args.ranks} rank(s) of {cores // args.ranks} thread(s), "
+        f"engine: {args.ranks} rank(s) of {max(1, cores // args.ranks)} thread(s), "
         f"teacher in {'bfloat16' if amp else 'float32'}. "
         "Teacher, view and student are milliseconds of a step: the teacher's and the view's serve "
         "all cells together, the student's is one cell's; a cell-step is their sum per cell. "

@@ -75,7 +75,7 @@ def changed_settings(settings: Settings, names: tuple[str, ...]) -> str:
 
 def text(value: float | str) -> str:
     """5.0 as 5, 2.5 as 2.5, and no two different values alike."""
-    return value if isinstance(value, str) else f"{value:.15g}"
+    return value if isinstance(value, str) else repr(value + 0).removesuffix(".0")
 
 
 def run_id(cell: Cell, settings: Settings) -> str:
@@ -126,7 +126,7 @@ COLUMNS = (
     # New columns go to the end, so that whoever reads the first ones by position stays right.
     + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
-    + ["machine", "threads", "ranks", "cells", "python", "numpy"]
+    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data"]
 )
 
 

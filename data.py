@@ -6,6 +6,7 @@ epoch), so every cell of a seed, on any rank, sees the same ones, and the teache
 of time.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -258,7 +259,7 @@ def image_tree(root: Path) -> "ImageFolder":
 
     try:
         return ImageFolder(str(root))
-    except FileNotFoundError as error:  # no such folder, no class folder, or an empty one
+    except OSError as error:  # no such folder, no class folder, an empty or a forbidden one
         reason = str(error).splitlines()[0].split(" Supported extensions")[0]
         raise UserError(f"no image folder at {root}: {reason}") from None
 
@@ -280,7 +281,7 @@ def decode(tree: "ImageFolder", name: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             with Image.open(path) as image:
                 rgb = image.convert("RGB")
-        except OSError as error:  # Pillow's own errors are OSErrors too
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read the image {path} ({error}): mend or remove it") from None
         images[i] = np.asarray(rgb if rgb.size == (SIZE, SIZE) else rgb.resize((SIZE, SIZE)))
     return images, labels
@@ -304,7 +305,8 @@ def write_cache(cache: Path, key: str, arrays: Arrays) -> None:
         np.savez(temporary, key=json.dumps(key), **named)
         temporary.replace(cache)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         print(f"no cache of the decoded images ({error.strerror}): {cache}", file=sys.stderr)
 
 

@@ -174,7 +174,9 @@ def unpack(archive: Path, work: Path) -> None:
     Until the last file has moved `is_whole` says no.
     """
     with tarfile.open(archive) as tar:
-        tar.extractall(work, filter="data")
+        # The safe filter, where this Python has it (3.10.12, 3.11.4); the MD5 vouches for the rest.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(work)
     folder = archive.parent / FOLDER
     folder.mkdir(exist_ok=True)
     for file in (work / FOLDER).iterdir():

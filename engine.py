@@ -24,7 +24,7 @@ import measure
 from cells import Cell, Settings, label, run_id, settings_dict
 from data import Data, Views, epoch_views, gather, normalise, plain
 from fused import FusedStep, can_fuse
-from parallel import Ranks, from_lead, share, total
+from parallel import Ranks, from_lead, lead_first, share, total
 from teacher import EpochAhead, Teacher, plain_logits
 from trainee import Batch, Trainee, student_step
 from utils import (
@@ -32,8 +32,9 @@ from utils import (
     Keeper,
     UserError,
     claim,
-    load_state,
+    load_states,
     provenance,
+    remove_states,
     remove_tree,
     save_checkpoint,
     save_state,
@@ -62,10 +63,22 @@ def train(cells: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     UserError where another process is at it or an unfinished run of other settings is in the way.
     """
     group = Group(cells, pending, run)
-    if not run.ranks.lead:
+    lock = lead_first(run.ranks, lambda: claim(group.folder))
+    try:
         return group.train()
-    with claim(group.folder):
-        return group.train()
+    finally:
+        if lock:
+            lock.release()
+
+
+def unfinished(cells: list[Cell], run: Run) -> Path:
+    """Where a group's state is saved: named by all its cells, so that the same command finds it.
+
+    By all, pending or not: a kill may come after some rows were written.
+    """
+    ids = sorted(run_id(cell, run.settings) for cell in cells)
+    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+    return run.out_dir / "checkpoints" / "unfinished" / name
 
 
 def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
@@ -79,11 +92,7 @@ class Group:
     def __init__(self, cells: list[Cell], pending: list[Cell], run: Run):
         self.run = run
         self.seed = cells[0].seed
-        # Named by all cells of the command, so that the same command finds its saved state again
-        # even where a kill came after some rows were written.
-        ids = sorted(run_id(cell, run.settings) for cell in cells)
-        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
-        self.folder = run.out_dir / "checkpoints" / "unfinished" / name
+        self.folder = unfinished(cells, run)
         ranks = run.ranks
         # A single large network is split by images (DDP); the cells of a grid are dealt out.
         self.data_parallel = ranks.world > 1 and len(pending) == 1 and pending[0].teaches
@@ -91,6 +100,7 @@ class Group:
         classes = len(run.data.classes)
         self.trainees = [Trainee(cell, run.settings, classes, run.device) for cell in mine]
         self.cells_in_pass = len(pending)
+        self.taught = any(cell.method != "none" for cell in pending)
         # The same at every rank, whatever its share: the teacher's pass is everyone's.
         self.ahead = EpochAhead({})
         self.seconds_before, self.begun = 0.0, time.monotonic()
@@ -276,6 +286,7 @@ class Group:
         logits = measure.all_logits(models, data.test, data, settings.amp)
         taught = plain_logits(teacher, data.test) if teacher and trainees else None
         common = settings_dict(settings) | {"train_size": len(data.train)}
+        common["data"] = data.fingerprint
         common |= provenance(str(run.device), torch.get_num_threads(), run.ranks.world)
         # A cell's seconds are its share of the pass, so that a column of them adds up.
         share_of_pass = self.elapsed() / self.cells_in_pass
@@ -300,6 +311,7 @@ class Group:
             "width": cell.width,
             "classes": len(data.classes),
             "class_names": data.classes,
+            "data": data.fingerprint,
             "normalization": self.run.settings.normalization,
             "mean": list(data.mean),
             "std": list(data.std),
@@ -329,18 +341,18 @@ class Group:
     def restore(self) -> None:
         """Take up what an earlier try saved, on however many ranks.
 
-        Raises UserError where it was made with other settings; with --overwrite that is left aside.
+        Raises UserError where it was made with other settings; with --overwrite that is forgotten.
         """
         run, shards = self.run, []
         if run.ranks.lead:
-            names = {f.name.removesuffix(".previous") for f in self.folder.glob("rank*.state*")}
-            shards = [s for name in sorted(names) if (s := load_state(self.folder / name))]
+            shards = load_states(self.folder)
+            if run.overwrite and any(self.other_basis(shard["basis"]) for shard in shards):
+                remove_states(self.folder)
+                shards = []
         shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
         states: dict[str, dict] = {}
         for shard in shards:
             if other := self.other_basis(shard["basis"]):
-                if run.overwrite:
-                    continue
                 raise UserError(
                     f"the unfinished run in {self.folder} was made with other settings "
                     f"({'; '.join(other)}): go on with those, or start afresh with --overwrite"
@@ -360,7 +372,7 @@ class Group:
         """What the bits depend on and a run id does not say."""
         run = self.run
         return {
-            "teacher": run.teacher.sha if run.teacher else "none",
+            "teacher": run.teacher.sha if self.taught else "none",
             "data": run.data.fingerprint,
             "device": run.device.type,
             "threads": torch.get_num_threads(),

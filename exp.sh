@@ -17,6 +17,8 @@
 # A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
 set -eu
 cd "$(dirname "$0")"
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 QUICK= ABLATION= RESNET_FLAGS=
 for option in "$@"; do
@@ -45,7 +47,7 @@ fi
 NEEDS=requirements.txt
 . ./setup.sh
 
-GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 THREADS=
 if [ "$GPUS" -gt 0 ]; then
     : "${RANKS:=$GPUS}"
@@ -62,8 +64,8 @@ minutes; EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run 
 NOTE
 fi
 
-teacher="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS $FLAGS"
-students="$teacher --t-max $T_MAX"
+common="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS"
+students="$common --t-max $T_MAX $FLAGS"
 failed=0
 
 # The lists in $-variables are meant to be split into words throughout.
@@ -84,22 +86,23 @@ grid() { # flags of distill.py: one pass, or cell by cell
         for seed in $SEEDS; do
             for alpha in $ALPHAS; do
                 for temperature in $TEMPERATURES; do
-                    try "$PYTHON" distill.py $students $THREADS --seed $seed --alpha $alpha \
+                    try "$PYTHON" distill.py $THREADS $students --seed $seed --alpha $alpha \
                         --temperature $temperature "$@"
                 done
             done
         done
     elif [ "$RANKS" = 1 ]; then
-        try "$PYTHON" distill.py $students $THREADS --seed $SEEDS --alpha $ALPHAS \
+        try "$PYTHON" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
             --temperature $TEMPERATURES "$@"
     else
-        try "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
-            distill.py $students $THREADS --seed $SEEDS --alpha $ALPHAS \
+        try env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
+            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
+            distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
             --temperature $TEMPERATURES "$@"
     fi
 }
 
-"$PYTHON" train_teacher.py $teacher $TEACHER_FLAGS
+"$PYTHON" train_teacher.py $common $FLAGS $TEACHER_FLAGS
 try "$PYTHON" train_student.py $students --seed $SEEDS
 
 for method in $METHODS; do

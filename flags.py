@@ -28,10 +28,11 @@ def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[st
     def parse(raw: str) -> float:
         try:
             value = kind(raw)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{raw!r} is not {what}") from None
-        if not math.isfinite(value) or not test(value):
-            raise argparse.ArgumentTypeError(f"{raw} is not {what}")
+            fine = math.isfinite(value) and test(value)
+        except (ValueError, OverflowError):
+            fine = False
+        if not fine:
+            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}")
         return value
 
     return parse

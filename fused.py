@@ -76,8 +76,9 @@ class FusedStep:
         h = F.leaky_relu(h, 0.2)
         h = F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
         # The second one differs in input and weights: patches times weights, a bmm over the cells.
-        patches = F.unfold(h.reshape(batch * cells, width, 16, 16), 3, padding=1, stride=2)
-        patches = patches.view(batch, cells, width * 9, 64).permute(1, 0, 3, 2)  # [C, B, 64, 9w]
+        # (Not F.unfold: on a GPU that is a kernel launch for every image of every cell.)
+        patches = F.pad(h, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # [B, C * w, 8, 8, 3, 3]
+        patches = patches.unflatten(1, (cells, width)).permute(1, 0, 3, 4, 2, 5, 6)
         kernel = p["conv2.weight"].flatten(2).transpose(1, 2)  # [C, 9w, 2w]
         h = torch.bmm(patches.reshape(cells, batch * 64, width * 9), kernel)
         h = (h + p["conv2.bias"][:, None]).view(cells, batch, 64 * 2 * width)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 from itertools import groupby
 from pathlib import Path
 
@@ -11,10 +10,18 @@ import torch
 import parallel
 from cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id, settings_dict
 from data import Data, load
-from engine import Run, train
+from engine import Run, train, unfinished
 from flags import settings_of
-from teacher import load_teacher
-from utils import Keeper, UserError, check_writable, csv_path, load_checkpoint, read_rows
+from teacher import Teacher, load_teacher
+from utils import (
+    Keeper,
+    UserError,
+    check_writable,
+    csv_path,
+    load_checkpoint,
+    read_rows,
+    remove_tree,
+)
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -29,24 +36,21 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     for name in ("results", "checkpoints", "runs"):
         check_writable(args.out_dir / name)
     taught = any(cell.method != "none" for cell in cells)
-    teacher_path = find_teacher(args, settings, needed=taught)
-    pending = pending_cells(cells, settings, args, teacher_path if taught else None)
-    pending = parallel.from_lead(ranks, pending)
+    data = load_in_turn(settings, args.data_dir, device, ranks)
+    teacher = meet_teacher(args, settings, data, device, taught)
+    sha = teacher.sha if teacher and taught else None
+    pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data.fingerprint))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         print(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
-    complaints = []
-    if pending:
-        data = load_in_turn(settings, args.data_dir, device, ranks)
-        teacher = None
-        if teacher_path:
-            teacher = load_teacher(teacher_path, len(data.classes), settings.amp, device)
-        keeper = Keeper(args.save_seconds)
-        run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, args.overwrite)
-        for group in grouped(cells):
-            mine = [cell for cell in group if cell in pending]
-            if mine:
-                complaints += train(group, mine, run)
+    complaints, keeper = [], Keeper(args.save_seconds)
+    run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, args.overwrite)
+    for group in grouped(cells):
+        mine = [cell for cell in group if cell in pending]
+        if mine:
+            complaints += train(group, mine, run)
+        elif ranks.lead:
+            remove_tree(unfinished(group, run))  # of a kill after the rows and before the end
     parallel.stop()
     if complaints:
         raise UserError(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
@@ -73,12 +77,34 @@ def load_in_turn(
     settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
 ) -> Data:
     """The lead loads first, so that a download or a decoding happens once."""
-    data = load(settings, data_dir, device) if ranks.lead else None
-    parallel.share(ranks, None)
+    data = parallel.lead_first(ranks, lambda: load(settings, data_dir, device))
     return data or load(settings, data_dir, device)
 
 
 # ---------------------------------------------------------------- the teacher's checkpoint
+
+
+def meet_teacher(
+    args: argparse.Namespace, settings: Settings, data: Data, device: torch.device, needed: bool
+) -> Teacher | None:
+    """The teacher on the device. Where no cell needs it, one that is no use is no error.
+
+    Raises UserError where it is needed and missing, broken, or trained on other images.
+    """
+    try:
+        path = find_teacher(args, settings, needed)
+        if not path:
+            return None
+        if not args.teacher and load_checkpoint(path)["data"] != data.fingerprint:
+            raise UserError(
+                f"{path} was trained on other images: train it again with --overwrite, choose "
+                "another --out-dir, or name it with --teacher if you mean it"
+            )
+        return load_teacher(path, len(data.classes), settings.amp, device)
+    except UserError:
+        if needed:
+            raise
+        return None
 
 
 def teacher_seed(args: argparse.Namespace) -> int:
@@ -124,24 +150,20 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
 
 
 def pending_cells(
-    cells: list[Cell], settings: Settings, args: argparse.Namespace, teacher: Path | None
+    cells: list[Cell], settings: Settings, args: argparse.Namespace, sha: str | None, data: int
 ) -> list[Cell]:
     """The cells without a row yet; with --overwrite all of them.
 
-    Raises UserError where a row has the run id but was made with other settings or another
-    teacher: to count it as done would mix two experiments.
+    Raises UserError where a row has the run id but was made with other settings, another teacher
+    (not `sha`) or other images (not `data`): to count it as done would mix two experiments.
     """
     rows = read_rows(csv_path(args.out_dir)).set_index("run_id")
     if args.overwrite:
         return cells
-    sha = None
-    if teacher and teacher.exists():
-        sha = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
     pending = []
     for cell in cells:
         name = run_id(cell, settings)
-        checkpoint = args.out_dir / "checkpoints" / f"{name}.pt"
-        if name not in rows.index or (cell.teaches and not checkpoint.exists()):
+        if name not in rows.index:
             pending.append(cell)
             continue
         row = rows.loc[name]
@@ -152,9 +174,13 @@ def pending_cells(
         ]
         if cell.method != "none" and sha and row.teacher_sha != sha:
             other.append(f"teacher {row.teacher_sha}, now {sha}")
+        if row.data != data:
+            other.append(f"images {row.data}, now {data}")
         if other:
             raise UserError(
                 f"{name} is in {csv_path(args.out_dir)} with other settings "
                 f"({'; '.join(other)}): choose another --out-dir, or --overwrite"
             )
+        if cell.teaches and not (args.out_dir / "checkpoints" / f"{name}.pt").exists():
+            pending.append(cell)  # a teacher without its checkpoint cannot teach
     return pending

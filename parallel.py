@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,9 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("not supported here")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot use --device {device} ({reason}): try cpu or cuda") from None
     if chosen.type == "cuda":
@@ -74,6 +77,22 @@ def total(part: Tensor) -> Tensor:
     """The sum of everyone's `part`, at everyone's."""
     dist.all_reduce(part)
     return part
+
+
+def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """Do `work` at the lead while the others wait; its result there, None elsewhere.
+
+    Its UserError is raised at every rank, so that none waits for a lead that has left.
+    """
+    result = error = None
+    if ranks.lead:
+        try:
+            result = work()
+        except UserError as problem:
+            error = str(problem)
+    if error := from_lead(ranks, error):
+        raise UserError(error)
+    return result
 
 
 def from_lead(ranks: Ranks, item: Any) -> Any:

@@ -65,7 +65,8 @@ class Trainee:
     def soft_weight(self) -> float:
         """What the soft loss is multiplied by, beside alpha."""
         beta = self.cell.beta if self.cell.beta is not None else 1.0
-        return beta * (self.cell.temperature**2 if self.cell.scale_t2 else 1.0)
+        temperature = self.cell.temperature
+        return beta * (temperature * temperature if self.cell.scale_t2 else 1.0)
 
     @property
     def learns_from_logits(self) -> bool:

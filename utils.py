@@ -43,7 +43,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank has it; one says it
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -94,7 +95,7 @@ def check_writable(folder: Path) -> None:
 # ---------------------------------------------------------------- checkpoints
 
 
-CHECKPOINT = {"run_id", "model", "width", "classes", "mean", "std", "cell", "state"}
+CHECKPOINT = {"run_id", "model", "width", "classes", "mean", "std", "cell", "data", "state"}
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -148,9 +149,20 @@ def load_state(path: Path) -> dict | None:
     return None
 
 
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises UserError where another process has it."""
+def load_states(folder: Path) -> list[dict]:
+    """The newest whole save of every rank that left one."""
+    names = {file.name.removesuffix(".previous") for file in folder.glob("rank*.state*")}
+    return [state for name in sorted(names) if (state := load_state(folder / name))]
+
+
+def remove_states(folder: Path) -> None:
+    """Forget an unfinished run."""
+    for file in folder.glob("rank*.state*"):
+        file.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> filelock.FileLock:
+    """Hold a folder for this process until release. Raises UserError where another has it."""
     check_writable(folder)
     lock = filelock.FileLock(folder / "lock")
     try:
@@ -159,10 +171,7 @@ def claim(folder: Path) -> Iterator[None]:
         raise UserError(
             f"another process is training these cells ({folder}): wait for it"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 # ---------------------------------------------------------------- the CSV
@@ -186,9 +195,9 @@ def read_rows(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot read {path} ({reason}): {advice}") from None
-    missing = [name for name in COLUMNS if name not in rows]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {advice}")
+    if list(rows.columns) != COLUMNS:
+        odd = sorted(set(COLUMNS) ^ set(rows.columns)) or ["their order"]
+        raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
     if rows.run_id.isna().any() or rows.run_id.duplicated().any():
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
     if not rows.role.isin(ROLES).all():
@@ -208,8 +217,9 @@ def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
     new = pd.DataFrame(list(new), columns=COLUMNS)
     with locked(path):
         old = read_rows(path)
+        if len(old):  # as the very text they are: a number read and written again may change
+            old = pd.read_csv(path, dtype=str, keep_default_na=False)
         old = old[~old.run_id.isin(new.run_id)]
-        # Row by row as text: pandas' concat would turn whole numbers beside a blank into floats.
         lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
         header = ",".join(COLUMNS) + "\n"
         write_atomic(path, (header + "".join(lines)).encode())
@@ -280,8 +290,8 @@ class Curves:
 
     def __init__(self, out_dir: Path, run_id: str, epochs_done: int):
         folder = out_dir / "runs" / run_id
-        if not epochs_done:
-            remove_tree(folder)
+        # What an overwritten run left goes when this one is done, and stays if it fails.
+        self.old = [] if epochs_done else list(folder.glob("events.out.*"))
         # What a killed try wrote of later epochs is hidden by purge_step.
         self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
@@ -299,6 +309,8 @@ class Curves:
         # run_name "." keeps the entry in this run's own folder.
         self.writer.add_hparams(chosen, metrics, run_name=".")
         self.writer.close()
+        for file in self.old:
+            file.unlink(missing_ok=True)
 
 
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:

@@ -236,8 +236,11 @@ def test_other_settings_are_refused(make_run):
 def test_two_at_once_are_refused(make_run):
     run = make_run("out")
     group = Group(GRID, GRID, run)
-    with engine.claim(group.folder), pytest.raises(UserError, match="another process"):
+    lock = engine.claim(group.folder)
+    with pytest.raises(UserError, match="another process"):
         train(GRID, GRID, run)
+    lock.release()
+    assert len(train_all(GRID, run)) == len(GRID)
 
 
 def test_save_state_keeps_the_one_before(tmp_path):

@@ -214,6 +214,8 @@ def one_line(capsys) -> str:
         (["--train-size", "61"], "--train-size"),
         (["--val-size", "60"], "--val-size"),
         (["--nonsense"], "--nonsense"),
+        (["--seed", "9" * 400], "at least 0"),
+        (["--device", "meta"], "--device"),
         (["--beta", "2"], "--beta"),
         (["--method", "none", "--scale-t2"], "--scale-t2"),
     ],
@@ -298,6 +300,7 @@ def test_a_named_teacher_that_is_missing(flags, out, capsys):
         b'run_id,"role\n',
         b"",
         (",".join(COLUMNS) + "\n" + "x," * 3 + "\n").encode(),
+        (",".join(COLUMNS[::-1]) + "\n").encode(),
     ],
 )
 def test_a_malformed_csv_stops_all_scripts(flags, out, capsys, content):
@@ -323,6 +326,32 @@ def test_a_loss_that_becomes_non_finite(flags, out, capsys):
     assert "non-finite" in one_line(capsys) and "--lr" not in before
     after = snapshot(out)
     assert {n: c for n, c in after.items() if not n.startswith("runs/cnn")} == before
+
+
+def test_other_images_are_not_taken_for_the_same(flags, out, tmp_path, capsys):
+    """Two image folders have the same run ids; neither rows nor teachers are shared."""
+    make_images(tmp_path / "others", train=31, test=10)
+    argv = [*flags, "--out-dir", out]
+    assert script(train_student.main, *argv) == 0
+    argv += ["--data-dir", tmp_path / "others"]
+    capsys.readouterr()
+    assert script(train_student.main, *argv) == 2
+    assert "images" in one_line(capsys)
+    assert script(distill.main, *argv) == 2
+    assert "other images" in one_line(capsys)
+
+
+def test_a_broken_teacher_is_nobodys_business_but_its_pupils(flags, out):
+    [path] = (out / "checkpoints").glob("*.pt")
+    path.write_bytes(b"")
+    assert script(train_student.main, *flags, "--out-dir", out) == 0
+
+
+def test_rows_survive_others_to_the_letter(flags, out):
+    path = out / "results" / "results.csv"
+    first = path.read_text().splitlines()
+    assert script(train_student.main, *flags, "--out-dir", out) == 0
+    assert path.read_text().splitlines()[: len(first)] == first
 
 
 def test_a_row_of_other_settings_is_not_taken_for_done(flags, out, capsys):
