@@ -37,7 +37,7 @@ if [ -n "$QUICK" ]; then
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     : "${FLAGS:=--train-size 1000 --batch-size 32 --lr 0.02 --momentum 0.9}"
     : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 25}"
-    RESNET_FLAGS="--student-width 8"
+    RESNET_FLAGS="--student-width 8 --epochs 5 --t-max 5"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
