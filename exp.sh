@@ -33,10 +33,10 @@ for option in "$@"; do
 done
 
 if [ -n "$QUICK" ]; then
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=25}" "${T_MAX:=25}" "${SEEDS:=0 1 2}"
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS:=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     : "${FLAGS:=--train-size 1000 --batch-size 32 --lr 0.02 --momentum 0.9}"
-    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 25}"
+    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 20}"
     RESNET_FLAGS="--student-width 8 --epochs 5 --t-max 5"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
