@@ -6,4 +6,4 @@ NEEDS="requirements.txt requirements-dev.txt"
 . ./setup.sh
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -q -n 2 "$@"
+exec "$PYTHON" -m pytest -q -n 2 --dist worksteal "$@"
