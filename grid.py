@@ -95,12 +95,13 @@ def meet_teacher(
         path = find_teacher(args, settings, needed)
         if not path:
             return None
-        if not args.teacher and load_checkpoint(path)["data"] != data.fingerprint:
+        teacher = load_teacher(path, len(data.classes), settings.amp, device)
+        if not args.teacher and teacher.data != data.fingerprint:
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
                 "another --out-dir, or name it with --teacher if you mean it"
             )
-        return load_teacher(path, len(data.classes), settings.amp, device)
+        return teacher
     except UserError:
         if needed:
             raise

@@ -31,6 +31,7 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     amp: bool
+    data: int = 0  # the fingerprint of the images it was trained on
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
@@ -79,6 +80,7 @@ def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> T
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
         amp=amp,
+        data=stored["data"],
     )
 
 

@@ -1,6 +1,7 @@
 """One cell in training, and its step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,16 @@ def initial_model(cell: Cell, classes: int) -> nn.Module:
 
     All cells of a seed start from the same weights, so their differences are paired.
     """
-    seed = int(stream(cell.seed, 0, f"weights of {cell.model}").integers(2**62))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with first_weights(cell.seed, cell.model):
         return build(cell.model, cell.width, classes)
+
+
+@contextmanager
+def first_weights(seed: int, name: str) -> Iterator[None]:
+    """Modules built inside draw their weights as a pure function of the seed and the name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(seed, 0, f"weights of {name}").integers(2**62)))
+        yield
 
 
 class Trainee:
@@ -86,9 +93,7 @@ class Trainee:
         _, own = self.model.eval()(x, stages=True)
         if self.method.regressor:
             student, teacher = hint_pair(own, taught)
-            seed = int(stream(self.cell.seed, 0, "weights of the regressor").integers(2**62))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with first_weights(self.cell.seed, "the regressor"):
                 regressor = self.method.regressor(own[student].shape[1], taught[teacher].shape[1])
             self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
             self.optimiser.add_param_group({"params": self.regressor.parameters()})
