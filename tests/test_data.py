@@ -133,6 +133,23 @@ def test_a_broken_cache_is_made_again(tree):
     assert load(FOLDER, tree, CPU).fingerprint == before.fingerprint
 
 
+def test_cifar10_is_the_same_as_archive_and_as_files(tree, monkeypatch):
+    arrays, classes = data.folder(tree)
+    backwards = {name: (images[::-1], labels[::-1]) for name, (images, labels) in arrays.items()}
+    crc = data.checksums({name: data.by_content(*arrays[name]) for name in arrays})
+    monkeypatch.setattr(data, "CIFAR10_CRC", crc)
+    monkeypatch.setattr(data, "cifar10_archive", lambda _: (backwards, classes))
+    files, archive = load(Settings(), tree, CPU), load(Settings(), tree / "nowhere", CPU)
+    assert files.fingerprint == archive.fingerprint
+    assert torch.equal(files.test.padded, archive.test.padded)
+    assert files.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_other_images_are_not_taken_for_cifar10(tree):
+    with pytest.raises(UserError, match="not CIFAR-10.*--dataset folder"):
+        load(Settings(), tree, CPU)
+
+
 def test_other_sizes_and_modes_are_resized(tree):
     Image.new("L", (64, 48), 200).save(tree / "train" / "ant" / "0.png")
     pixels = plain(load(FOLDER, tree, CPU).train, slice(0, 1))
