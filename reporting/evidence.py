@@ -1,17 +1,19 @@
-"""The report's own tables: choice on validation, controls, T² factor, methods, cells."""
+"""The report's own tables: choice on validation, controls, T² factor, cells, what was learned."""
 
 import numpy as np
 import pandas as pd
 
-from reporting import stats
 from reporting.groups import (
     METRICS,
     NO_TEMPERATURE,
+    Cell,
     Grid,
     Group,
+    by_cell,
     by_seed,
     cells_of,
     compare,
+    has_all_seeds,
     rows_of,
     short_ids,
 )
@@ -51,11 +53,11 @@ def validation_part(group: Group) -> str:
     epoch = {
         "last": "the last epoch, which needs no choice",
         "val": "each run's epoch of best validation accuracy",
-        "best": "the best epoch on the test set, which validation did not choose",
+        "best": "the best epoch **on the test set**, which flatters the figure",
     }[group.metric]
     text = (
         f"α and T are those of the highest mean `{column}` over seeds, and the epoch is {epoch}. "
-        "The test accuracy of that one cell is then read once, and is free of the choice."
+        "Only then is the test accuracy of that one cell read."
     )
     header = ["student", "method", "chosen cell", "validation", "**test**", "95 % interval"]
     return text + "\n\n" + markdown([*header, "run ids"], lines, left=3)
@@ -87,7 +89,7 @@ def against_control(group: Group, grid: Grid) -> pd.DataFrame:
 
 def against_plain(grid: Grid, scaled: Grid) -> pd.DataFrame:
     """The scaled grid's cells minus the plain one's, paired by seed; only cells of both."""
-    base = {cell: by_seed(part) for cell, part in grid.rows.groupby(["alpha", "temperature"])}
+    base = {cell: by_seed(part) for cell, part in by_cell(grid.rows)}
     rows = scaled.rows[[cell in base for cell in cells_of(scaled.rows)]]
     return compare(rows, lambda cell: base[cell])
 
@@ -103,9 +105,8 @@ def explanation_part(group: Group) -> str:
     blocks = []
     for student in group.students():
         grid = plain_grid(group, student)
-        if grid is None:
-            continue
-        parts = control_blocks(group, grid) + scaled_blocks(group, grid)
+        parts = control_blocks(group, student, grid)
+        parts += scaled_blocks(group, grid) if grid else []
         if parts:
             blocks += [f"**Student {student}**", *parts]
     return "\n\n".join(blocks)
@@ -114,18 +115,19 @@ def explanation_part(group: Group) -> str:
 MARKS = "± is half the 95 % interval; †: above, ‡: below zero, Holm over {over}."
 
 
-def control_blocks(group: Group, grid: Grid) -> list[str]:
+def control_blocks(group: Group, student: str, grid: Grid | None) -> list[str]:
     """What a smaller weight of the hard loss does alone, and what the teacher adds to it."""
-    controls = group.controls[grid.student]
+    controls = group.controls[student]
     if not len(controls):
         return []
-    alone = by_seed(group.alone[grid.student])
+    alone = by_seed(group.alone[student])
     table = compare(controls, lambda _: alone)
-    over = against_control(group, grid)
+    over = against_control(group, grid) if grid else pd.DataFrame()
+    means = grid.cells["mean"][has_all_seeds(grid.cells)] if grid else pd.Series(dtype=float)
     lines = []
     for (alpha, _), control in table.iterrows():
         row = [f"{alpha:g}", mean_std(control["mean"], control["std"]), write_difference(control)]
-        mine = grid.cells[grid.cells.index.get_level_values("alpha") == alpha]["mean"].dropna()
+        mine = means[[cell[0] == alpha for cell in means.index]]
         if len(mine):
             best = mine.idxmax()
             row += [cell_name(best), write_difference(grid.cells.loc[best])]
@@ -168,71 +170,6 @@ def scaled_blocks(group: Group, grid: Grid) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- methods
-
-
-def methods_part(group: Group) -> str:
-    """The best cell of each method, against the student alone and against kd's best."""
-    blocks = []
-    for student in group.students():
-        mine = [grid for grid in group.grids if grid.student == student and grid.choice]
-        if len({grid.method for grid in mine}) < 2:
-            continue
-        blocks += [f"**Student {student}**", method_table(mine)]
-    if not blocks:
-        return ""
-    chosen = "validation" if any(grid.picked for grid in group.grids) else "the **test** set"
-    text = (
-        f"One cell stands for each method, the best by mean on {chosen}. Differences are paired "
-        "by seed, in points with their 95 % intervals; p has Holm's correction over the methods. "
-        "A method with more cells had more to choose from."
-    )
-    return "\n\n".join([text, *blocks])
-
-
-def method_table(grids: list[Grid]) -> str:
-    """One line a method; its grids (several beta, several teachers) are searched together."""
-    best: dict[str, Grid] = {}
-    tried: dict[str, int] = {}
-    for grid in grids:
-        name = grid.method + (" × T²" if grid.scale_t2 else "")
-        tried[name] = tried.get(name, 0) + len(grid.cells)
-        if name not in best or merit(grid) > merit(best[name]):
-            best[name] = grid
-    versus = {
-        name: stats.paired(*aligned(grid.values(grid.choice), best["kd"].values(best["kd"].choice)))
-        for name, grid in best.items()
-        if "kd" in best and name != "kd"
-    }
-    p_alone = stats.holm([grid.cells.loc[grid.choice].p for grid in best.values()])
-    p_kd = dict(zip(versus, stats.holm([d.p for d in versus.values()]), strict=True))
-    lines = []
-    for (name, grid), p in zip(best.items(), p_alone, strict=True):
-        cell = grid.cells.loc[grid.choice]
-        where = cell_name(grid.choice) + grid.variant.removeprefix(name)
-        row = [name, where, str(tried[name]), mean_std(cell["mean"], cell["std"]), str(cell.n)]
-        row += [gain(cell.difference, cell.difference_half), p_value(p)]
-        row += (
-            [gain(versus[name].mean, versus[name].half), p_value(p_kd[name])]
-            if name in versus
-            else [NONE, NONE]
-        )
-        lines.append([*row, cell.run_ids])
-    header = ["method", "cell", "cells tried", "accuracy", "seeds", "− alone", "p", "− kd", "p"]
-    return markdown([*header, "run ids"], lines, left=2)
-
-
-def merit(grid: Grid) -> float:
-    """What the choice among a method's grids goes by."""
-    return grid.cells.loc[grid.choice]["val" if grid.picked else "mean"]
-
-
-def aligned(first: pd.Series, second: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Two accuracies by seed, on the seeds that both have."""
-    common = first.index.intersection(second.index)
-    return first[common], second[common]
-
-
 def gain(mean: float, half: float) -> str:
     """`+0.30 [+0.10, +0.50]`."""
     return points(mean) + ("" if np.isnan(half) else f" {interval(mean, half, points)}")
@@ -242,20 +179,30 @@ def gain(mean: float, half: float) -> str:
 
 
 def cells_part(group: Group) -> str:
-    """Every cell with its interval, its difference to the student alone, and its rows."""
-    blocks = []
-    header = ["α", "T", "n", "mean", "std", "95 % interval", "− alone", "pairs", "p (Holm)"]
+    """Every cell: its interval, its differences to the student alone and to the best, its rows."""
+    blocks = [
+        "p is after Holm's correction: beside the difference to the student alone over all cells, "
+        "beside the difference to the best cell over all pairs of cells."
+    ]
+    header = ["α", "T", "n", "mean", "std", "95 % interval", "− alone", "pairs", "p", "− best", "p"]
     for grid in group.grids:
-        lines = [
-            [f"{alpha:g}", temperature(t), str(cell.n), percent(cell["mean"]),
-             percent(cell["std"]), interval(cell["mean"], cell.half),
-             gain(cell.difference, cell.difference_half), str(cell.pairs), p_value(cell.p_holm),
-             cell.run_ids]
-            for (alpha, t), cell in grid.cells.iterrows()
-        ]  # fmt: skip
+        lines = [cell_line(grid, where, cell) for where, cell in grid.cells.iterrows()]
         table = markdown([*header, "run ids"], lines, left=0)
         blocks += [f"**Student {grid.student}: {grid.variant}**", table]
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks) if group.grids else ""
+
+
+def cell_line(grid: Grid, where: Cell, cell: pd.Series) -> list[str]:
+    alpha, t = where
+    row = [f"{alpha:g}", temperature(t), str(cell.n), percent(cell["mean"]), percent(cell["std"])]
+    row += [interval(cell["mean"], cell.half), gain(cell.difference, cell.difference_half)]
+    row += [str(cell.pairs), p_value(cell.p_holm)]
+    if where in grid.against_best.index:
+        other = grid.against_best.loc[where]
+        row += [gain(other.difference, other.difference_half), p_value(other.p_holm)]
+    else:
+        row += [NONE, NONE]
+    return [*row, cell.run_ids]
 
 
 def temperature(value: float) -> str:

@@ -5,7 +5,8 @@ student taught by one method, over alpha x temperature; all cells of a grid are 
 student alone, seed by seed.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,13 +48,12 @@ class Grid:
     variant: str  # the method with what else tells it from its siblings, in words
     method: str
     scale_t2: bool
-    beta: float
     teacher: str  # run id, only where the same cells were taught by several; otherwise ""
     rows: pd.DataFrame
     cells: pd.DataFrame
     best: Cell | None = None  # by mean test accuracy: chosen on the test set
     picked: Cell | None = None  # by mean validation accuracy; None without validation
-    against_best: pd.DataFrame = field(default_factory=pd.DataFrame)  # others minus the best
+    against_best: pd.DataFrame = field(default_factory=pd.DataFrame)  # others minus it, by `rank`
 
     @property
     def choice(self) -> Cell | None:
@@ -138,12 +138,6 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
 
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError for a row that no run could have left."""
-    wrong = rows[~rows.role.isin(["teacher", "student", "distill"])]
-    if len(wrong):
-        raise UserError(
-            f"results.csv: the role of {wrong.run_id.iloc[0]} is {wrong.role.iloc[0]!r}, not "
-            "teacher, student or distill: mend that row"
-        )
     blank = rows[rows.seed.isna() | (rows.seed % 1 != 0) | (rows.model == "")]
     if len(blank):
         raise UserError(
@@ -256,8 +250,9 @@ def without_doubles(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     )
     rows = rows.sort_values([*cell, "run_id"], kind="stable").reset_index(drop=True)
     several = rows.groupby(cell).teacher.transform("nunique") > 1
-    torn = rows.student + rows.variant
-    torn = torn.isin(torn[several]) & (rows.method != "none")
+    # With and without T² are torn together, so that each grid still finds its twin.
+    kind = rows.student + "/" + rows.method + "/" + rows.beta.astype(str)
+    torn = kind.isin(kind[several]) & (rows.method != "none")
     rows["by_teacher"] = rows.teacher.where(torn, "")
     rows["variant"] += ("; teacher " + rows.teacher).where(torn, "")
     double = rows.duplicated(cell)
@@ -284,18 +279,43 @@ def make_grid(rows: pd.DataFrame, alone: pd.Series) -> Grid:
     """A grid with its best cell and what cannot be told from it; `alone` is accuracy by seed."""
     row = rows.iloc[0]
     grid = Grid(
-        *(row.student, row.variant, row.method, bool(row.scale_t2), row.beta, row.by_teacher),
+        *(row.student, row.variant, row.method, bool(row.scale_t2), row.by_teacher),
         rows=rows,
         cells=compare(rows, lambda _: alone),
     )
-    means, validation = grid.cells["mean"], grid.cells["val"]
-    grid.best = means.idxmax() if means.notna().any() else None
-    grid.picked = validation.idxmax() if validation.notna().any() else None
-    if grid.best is not None:
-        others = rows[[cell != grid.best for cell in cells_of(rows)]]
-        best = grid.values(grid.best)
-        grid.against_best = compare(others, lambda _: best)
+    complete = grid.cells[has_all_seeds(grid.cells)]
+    if len(complete):
+        grid.best = complete["mean"].idxmax()
+        grid.against_best = rank(grid)
+    if complete.val.notna().any():
+        grid.picked = complete.val.idxmax()
     return grid
+
+
+def has_all_seeds(cells: pd.DataFrame) -> pd.Series:
+    """Which cells have as many seeds as any: a cell that lost some to divergence is no winner."""
+    return (cells.n > 0) & (cells.n == cells.n.max())
+
+
+def rank(grid: Grid) -> pd.DataFrame:
+    """The other cells minus the best one.
+
+    The best was picked by the very figures it is compared by. Holm's correction is therefore over
+    all pairs of cells, among which these are, whichever cell comes out best.
+    """
+    values = {cell: by_seed(part) for cell, part in by_cell(grid.rows)}
+    others = grid.rows[[cell != grid.best for cell in cells_of(grid.rows)]]
+    table = compare(others, lambda _: values[grid.best])
+    pairs = list(itertools.combinations(values, 2))
+    p = stats.holm([pair(values[one], values[other]).p for one, other in pairs])
+    found = dict(zip(map(frozenset, pairs), p, strict=True))
+    return mark(table.assign(p_holm=[found[frozenset((cell, grid.best))] for cell in table.index]))
+
+
+def pair(first: pd.Series, second: pd.Series) -> stats.Difference:
+    """first - second, two accuracies by seed, on the seeds that both have."""
+    common = first.index.intersection(second.index)
+    return stats.paired(first[common], second[common])
 
 
 COMPARED = (
@@ -312,28 +332,34 @@ def compare(rows: pd.DataFrame, base: Callable[[Cell], pd.Series]) -> pd.DataFra
     `p_holm` is corrected over all cells here; `above` and `below`: significantly so, after it.
     """
     found = {}
-    for cell, part in rows.groupby(["alpha", "temperature"]):
+    for cell, part in by_cell(rows):
         values = by_seed(part)
-        other = base(cell)
-        common = values.index.intersection(other.index)
-        pair = stats.paired(values[common], other[common])
         validation = part.val[part.val.notna()]
         found[cell] = (
             *stats.estimate(values), validation.mean() if len(validation) else np.nan,
-            *pair, np.nan, False, False, short_ids(part),
+            *pair(values, base(cell)), np.nan, False, False, short_ids(part),
         )  # fmt: skip
     index = pd.MultiIndex.from_tuples(found, names=["alpha", "temperature"]) if found else None
     table = pd.DataFrame(found.values(), index=index, columns=COMPARED)
-    if len(table):
-        table["p_holm"] = stats.holm(table.p)
-        table["above"] = (table.p_holm <= stats.LEVEL) & (table.difference > 0)
-        table["below"] = (table.p_holm <= stats.LEVEL) & (table.difference < 0)
-    return table
+    return mark(table.assign(p_holm=stats.holm(table.p))) if len(table) else table
+
+
+def mark(table: pd.DataFrame) -> pd.DataFrame:
+    """With `above` and `below`: significantly so, by `p_holm`."""
+    significant = table.p_holm <= stats.LEVEL
+    return table.assign(
+        above=significant & (table.difference > 0), below=significant & (table.difference < 0)
+    )
 
 
 def by_seed(rows: pd.DataFrame) -> pd.Series:
     """Accuracy by seed, runs without one left out."""
     return pd.Series(rows.value.to_numpy(), index=rows.seed).dropna().sort_index()
+
+
+def by_cell(rows: pd.DataFrame) -> Iterable[tuple[Cell, pd.DataFrame]]:
+    """Each cell with its rows, by alpha and then by temperature."""
+    return rows.groupby(["alpha", "temperature"])
 
 
 def cells_of(rows: pd.DataFrame) -> list[Cell]:

@@ -95,7 +95,7 @@ def heatmap(part: Figure, group: Group, grid: Grid) -> None:
     if alone.n:
         reach = max(scale(group, grid.student, alone.mean), 1e-4)
         norm, colours = CenteredNorm(alone.mean, reach), matplotlib.colormaps["PuOr"]
-        below = f"colours centred on the student alone, {percent(alone.mean)} %"
+        below = f"orange: below the student alone ({percent(alone.mean)} %), purple: above"
     else:
         norm, colours = Normalize(np.nanmin(mean), np.nanmax(mean)), matplotlib.colormaps["cividis"]
         below = "no student alone to centre on"
@@ -198,7 +198,7 @@ def curves(part: Figure, group: Group, grid: Grid) -> None:
         top = teacher.mean(axis=1).max()
         if top < high + (high - low):
             found["teacher"] = teacher
-            high = top
+            high = max(high, top)
         else:
             note = f"teacher: up to {percent(top)} %, above this picture"
     for name, table in found.items():
@@ -268,12 +268,12 @@ def lines(part: Figure, group: Group, grid: Grid) -> None:
     for index, (alpha, cells) in enumerate(grid.cells.groupby("alpha")):
         # Lines stand a little beside each other, so that their bars do not hide one another.
         count = len(set(grid.cells.index.get_level_values("alpha")))
-        shift = 0.1 * (index - (count - 1) / 2)
+        shift = min(0.1, 0.5 / count) * (index - (count - 1) / 2)
         where = np.array([places[t] for _, t in cells.index]) + shift
-        style = index % len(COLOURS)
+        style, again = index % len(COLOURS), index // len(COLOURS)
         axes.errorbar(
-            *(where, 100 * cells["mean"], 100 * cells.half.fillna(0)),
-            color=COLOURS[style], marker=MARKERS[style], ls=DASHES[style], label=f"α {alpha:g}",
+            *(where, 100 * cells["mean"], 100 * cells.half.fillna(0)), label=f"α {alpha:g}",
+            color=COLOURS[style], marker=MARKERS[style], ls=DASHES[(style + again) % len(DASHES)],
             lw=1.6, ms=5.5, elinewidth=1, capsize=2,
         )  # fmt: skip
     axes.set_xticks(range(len(temperatures)), [label(t) for t in temperatures])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from reporting import evidence, sentences, stats, tables
+from reporting import evidence, methods, sentences, stats, tables
 from reporting.groups import PROTOCOL, Group
 from utils import UserError
 
@@ -14,16 +14,18 @@ INTRODUCTION = """\
 # Report
 
 Written by `python summarize.py` from `results/results.csv` alone ({rows} rows); the same CSV
-gives the same bytes. Every figure names the column it comes from and the run ids of its rows,
-where `s{{0,1}}` stands for the seeds 0 and 1. Accuracies are in %, differences in percentage
-points.
+gives the same bytes; only the reference's own figures are from `results/reference.csv`. Tables name
+the columns they come from; the run ids of every figure's rows are under "Cell by cell" and beside
+the smaller tables, where `s{{0,1}}` stands for the seeds 0 and 1. Accuracies are in %, differences
+in percentage points.
 
 - ± is the standard deviation over seeds (n − 1). Intervals in brackets are 95 % intervals of the
   mean, Student's t over seeds.
 - Differences are paired: each seed against the same seed, which shares initialisation, order and
   augmentation.
 - p-values are two-sided, of the paired t-test, with Holm's correction over the cells of the table
-  they stand in; "above" and "below" mean p ≤ 0.05 after it."""
+  they stand in; "above" and "below" mean p ≤ 0.05 after it. Where a cell was picked by the very
+  figures it is compared by, the correction is over all comparisons the pick could have led to."""
 
 
 def read_reference(path: Path) -> pd.DataFrame:
@@ -83,7 +85,7 @@ def group_blocks(group: Group, reference: pd.DataFrame) -> list[str]:
     sections = {
         "Chosen on validation": evidence.validation_part,
         "Is it the teacher? The control and the T² factor": evidence.explanation_part,
-        "Methods": evidence.methods_part,
+        "Methods": methods.methods_part,
         "What the students learned": evidence.learned_part,
         "In sentences": sentences.sentences,
         "What could not be measured": sentences.gaps,
@@ -108,13 +110,12 @@ def other_teachers(teachers: pd.DataFrame) -> list[str]:
     """Teachers that no student row goes with."""
     if not len(teachers):
         return []
-    header = ["role", "model", "runs", "parameters", "epochs, T_max", "last epoch", "best epoch"]
     lines = tables.teacher_lines(teachers)
     text = (
         "No student in the CSV goes with these (columns `test_acc`, `best_test_acc`), so no "
         "difference could be measured."
     )
-    return ["## Teachers only", tables.markdown([*header, "run ids"], lines, left=2), text]
+    return ["## Teachers only", tables.markdown(tables.WHO, lines, left=2), text]
 
 
 def protocol_table(group: Group) -> str:
@@ -144,15 +145,13 @@ def plain(value: object) -> str:
 
 
 CAPTIONS = {
-    "heatmap": "Mean test accuracy of each cell in %, under it the half-width of its 95 % "
-    "interval. Colours are centred on the student alone: orange is below it, purple above. The "
-    "frame marks the best mean, † a cell above the student alone after Holm's correction.",
-    "curves": "Test accuracy by epoch, the student alone against the cell that stands for its "
-    "grid; band: lowest to highest seed. Below: their difference, paired by seed, with its 95 % "
-    "interval at each epoch (not corrected for the number of epochs). The first epochs may lie "
-    "below the picture. Column `test_curve`.",
-    "lines": "Mean test accuracy against T, one line for each α; bars: 95 % intervals. "
-    "The grey band is the student alone with its interval.",
+    "heatmap": "Mean test accuracy of each cell in %; what its colours and marks mean stands "
+    "below each panel.",
+    "curves": "Test accuracy by epoch of the cell that stands for its grid and, where there is "
+    "one, of the student alone; a band is from the lowest to the highest seed. The lower panel is "
+    "their difference, paired by seed; its band is the 95 % interval at each epoch, not corrected "
+    "for the number of epochs. The first epochs may lie below the picture. Column `test_curve`.",
+    "lines": "Mean test accuracy against T, one line for each α.",
 }
 
 

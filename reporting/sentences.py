@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 
 from reporting import stats
 from reporting.evidence import against_control, against_plain, gain, plain_grid, scaled_twin
-from reporting.groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_seed
+from reporting.groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_cell, by_seed
 from reporting.tables import cell_name, interval, p_value, percent, points
 
 PERCENT = f"{100 * stats.LEVEL:g} %"
@@ -49,12 +50,16 @@ def sentences(group: Group) -> str:
 def beaten(grid: Grid) -> list[str]:
     """How many cells beat the student alone after correction."""
     cells = grid.cells
+    if not cells.n.any():
+        return []
     if not cells.pairs.any():
         return ["There is no student alone of these seeds, so no cell can be said to beat it."]
     tested = int(cells.p.notna().sum())
     if not tested:
         higher = int((cells.difference > 0).sum())
-        text = f"{higher} of the {plural(len(cells), 'cell')} came out above the student alone"
+        text = (
+            f"{higher} of the {plural(len(cells), 'cell')} came out higher than the student alone"
+        )
         why = {
             cells.pairs.max() > 1: "The differences have no spread, so they could not be tested",
             cells.pairs.max() == 1 < cells.n.max(): "Only one seed of the student alone is among "
@@ -90,20 +95,7 @@ def best_cell(group: Group, grid: Grid) -> list[str]:
         "test set among the cells, so its own figure and difference are flattered."
     ]
     if others.p.notna().any():
-        same = list(others.index[~others.below])
-        told = (
-            "difference paired by seed, two-sided t-test, Holm over the "
-            f"{plural(int(others.p.notna().sum()), 'other cell')}, {PERCENT}"
-        )
-        if not same:
-            lines.append(f"Every other cell is below the best ({told}).")
-        elif len(same) == len(others):
-            lines.append(f"No other cell can be told from the best ({told}): {cell_list(same)}.")
-        else:
-            lines.append(
-                f"{len(same)} of the {len(others)} other cells cannot be told from the best "
-                f"({told}): {cell_list(same)}."
-            )
+        lines.append(told_apart(others))
     elif grid.cells.n.max() == 1:
         lines.append("With one seed no cell can be told from the best, or from any other.")
     if grid.picked is not None:
@@ -118,10 +110,27 @@ def best_cell(group: Group, grid: Grid) -> list[str]:
             + (
                 "its epoch was still chosen on the test set."
                 if group.metric == "best"
-                else "this figure is free of the choice."
+                else "the test set chose nothing here."
             )
         )
     return lines
+
+
+def told_apart(others: pd.DataFrame) -> str:
+    """Which cells the best can be told from, which were not tested; `others` from groups.rank."""
+    tested = others[others.p.notna()]
+    same = tested.index[~tested.below]
+    told = f"difference paired by seed, two-sided t-test, Holm over all pairs of cells, {PERCENT}"
+    count = plural(len(tested), "other cell")
+    if not len(same):
+        text = f"The best is above each of the {count} tested ({told})."
+    else:
+        text = (
+            f"{len(same)} of the {count} tested cannot be told from the best ({told}): "
+            f"{cell_list(same)}."
+        )
+    untested = others.index[others.p.isna()]
+    return text + (f" Not tested: {cell_list(untested)}." if len(untested) else "")
 
 
 def explained(group: Group, grid: Grid) -> list[str]:
@@ -130,20 +139,8 @@ def explained(group: Group, grid: Grid) -> list[str]:
         return []
     lines = []
     over = against_control(group, grid)
-    if grid.choice in over.index and grid.cells.loc[grid.choice].pairs:
-        whole, teacher = grid.cells.loc[grid.choice], over.loc[grid.choice]
-        alpha = grid.choice[0]
-        controls = group.controls[grid.student]
-        alone = by_seed(group.alone[grid.student])
-        control = by_seed(controls[controls.alpha == alpha])
-        common = control.index.intersection(alone.index)
-        smaller = stats.paired(control[common], alone[common])
-        lines.append(
-            f"Of the {points(whole.difference)} points of {cell_name(grid.choice)} over the "
-            f"student alone, the control (no teacher, hard loss × {1 - alpha:g}) has "
-            f"{gain(smaller.mean, smaller.half)}; the teacher adds "
-            f"{gain(teacher.difference, teacher.difference_half)} to the control."
-        )
+    if grid.choice:
+        lines += decomposed(group, grid)
     if over.p.notna().any() if len(over) else False:
         lines.append(
             f"{int(over.above.sum())} of the {plural(int(over.p.notna().sum()), 'cell')} beat the "
@@ -160,6 +157,29 @@ def explained(group: Group, grid: Grid) -> list[str]:
                 f"{int(difference.below.sum())} below."
             )
     return lines
+
+
+def decomposed(group: Group, grid: Grid) -> list[str]:
+    """The gain of the grid's cell as control minus alone, plus cell minus control."""
+    alpha = grid.choice[0]
+    controls = group.controls[grid.student]
+    trio = pd.DataFrame(
+        {
+            "cell": grid.values(grid.choice),
+            "control": by_seed(controls[controls.alpha == alpha]),
+            "alone": by_seed(group.alone[grid.student]),
+        }
+    ).dropna()  # one set of seeds for all three, so that the parts add up to the whole
+    if not len(trio):
+        return []
+    smaller = stats.paired(trio.control, trio.alone)
+    teacher = stats.paired(trio.cell, trio.control)
+    return [
+        f"Of the {points((trio.cell - trio.alone).mean())} points of {cell_name(grid.choice)} over "
+        f"the student alone ({plural(len(trio), 'seed')}), the control (no teacher, hard loss × "
+        f"{1 - alpha:g}) has {gain(smaller.mean, smaller.half)}; the teacher adds "
+        f"{gain(teacher.mean, teacher.half)} to the control."
+    ]
 
 
 # ---------------------------------------------------------------- what is not known
@@ -180,7 +200,7 @@ def gaps(group: Group) -> str:
 def choice_gaps(group: Group) -> list[str]:
     """What the schedule and the missing validation split leave open."""
     lines = []
-    if not group.annealed:
+    if not group.annealed and group.metric != "val":
         lines.append(
             "The schedule is not annealed (T_max is not the number of epochs): these figures are "
             "for comparison; conclusions are to be drawn from a group with T_max = epochs."
@@ -204,7 +224,7 @@ def grid_gaps(group: Group, grid: Grid) -> list[str]:
             "no centre for the heatmap."
         )
     else:
-        if len(without := cells.index[cells.pairs == 0]):
+        if len(without := cells.index[(cells.pairs == 0) & (cells.n > 0)]):
             lines.append(
                 f"{name}: no difference for {cell_list(without)}: the student alone has none of "
                 "their seeds."
@@ -214,13 +234,13 @@ def grid_gaps(group: Group, grid: Grid) -> list[str]:
                 f"{name}: the student alone lacks seeds of {cell_list(part)}; their differences "
                 "are over the seeds in common (`pairs` cell by cell)."
             )
-    if cells.n.max() <= 1:
+    if cells.n.max() == 1:
         lines.append(f"{name}: a single seed, so no standard deviation, interval or test.")
     elif len(fewer := cells.index[cells.n < cells.n.max()]):
         counts = "; ".join(f"{cell_name(cell)} has {int(cells.loc[cell].n)}" for cell in fewer)
         lines.append(
             f"{name}: fewer than {int(cells.n.max())} seeds: {counts}. Differences are over the "
-            "seeds in common."
+            "seeds in common, and such a cell is never taken for the best."
         )
     equal = cells.index[(cells.pairs > 1) & cells.p.isna()]
     if len(equal):
@@ -242,10 +262,12 @@ def ablation_gaps(group: Group, grid: Grid, name: str) -> list[str]:
     known = {0.0, *group.controls[grid.student].alpha}  # at α 0 it is the student alone
     alphas = sorted({alpha for alpha, _ in grid.cells.index if alpha not in known})
     if alphas:
+        # exp.sh --ablation trains the cnn's controls only.
+        hint = " (`sh exp.sh --ablation`)" if grid.student == "cnn" else ""
         lines.append(
             f"{name}: no control (no teacher, hard loss × (1 − α)) for α "
             f"{', '.join(f'{alpha:g}' for alpha in alphas)}, so what a smaller learning rate alone "
-            "does there is not known (`sh exp.sh --ablation`)."
+            f"does there is not known{hint}."
         )
     scaled = scaled_twin(group, grid)
     if scaled is None:
@@ -272,6 +294,12 @@ def teacher_gaps(group: Group) -> list[str]:
             f"One teacher (`{names[0]}`) taught every student: how much the figures depend on the "
             "teacher's own seed is in no interval here."
         )
+    lines += [
+        f"Student {grid.student}, {grid.variant}: not all cells were taught by the same teachers "
+        "(column `teacher`), so a difference between two of them may be their teachers'."
+        for grid in group.grids
+        if len({frozenset(part.teacher) for _, part in by_cell(grid.rows)}) > 1
+    ]
     lines += [
         f"The teacher `{name}` has no row in the CSV, so its accuracy is not known."
         for name in names

@@ -15,6 +15,7 @@ from reporting.groups import (
     Cell,
     Grid,
     Group,
+    has_all_seeds,
     is_reference,
     short_ids,
 )
@@ -31,6 +32,7 @@ def fixed(value: float, digits: int, sign: str = "") -> str:
     Rounded to nine digits first: a mean on the edge, as 61.245, must not go by its last bit, which
     is not the same with every version of NumPy.
     """
+    value = float(value)  # NumPy's own numbers are rounded by another rule
     return NONE if np.isnan(value) else f"{round(round(value, 9), digits) + 0.0:{sign}.{digits}f}"
 
 
@@ -107,15 +109,26 @@ def describe(group: Group) -> str:
     """The schedule, and what the figures are."""
     if group.annealed:
         text = "The schedule is fully annealed (T_max = epochs), so the last epoch needs no choice."
+    elif group.settings["t_max"] > group.settings["epochs"]:
+        text = (
+            "The schedule stops before the learning rate is annealed (T_max is more than the "
+            "epochs), so accuracy still swings from epoch to epoch at the end."
+        )
     else:
         text = (
-            "The schedule stops before the learning rate is annealed (T_max is not the number of "
-            "epochs), so accuracy still swings from epoch to epoch at the end."
+            "The learning rate reaches 0 after T_max epochs and rises again after that (T_max is "
+            "less than the epochs), so the last epoch is not the end of an annealing."
         )
     return f"{text} {METRIC_TEXT[group.metric]}"
 
 
 # ---------------------------------------------------------------- teacher and student
+
+
+WHO = [
+    *("role", "model", "runs", "parameters", "epochs, T_max", "last epoch", "best epoch"),
+    "run ids",
+]
 
 
 def who_table(group: Group) -> str:
@@ -125,8 +138,7 @@ def who_table(group: Group) -> str:
         rows = group.alone[student]
         if len(rows):
             lines.append(who_line("student alone", rows))
-    header = ["role", "model", "runs", "parameters", "epochs, T_max", "last epoch", "best epoch"]
-    return markdown([*header, "run ids"], lines, left=2) if lines else ""
+    return markdown(WHO, lines, left=2) if lines else ""
 
 
 def teacher_lines(teachers: pd.DataFrame) -> list[list[str]]:
@@ -161,7 +173,7 @@ def pivot(cells: pd.DataFrame, write: Callable[[pd.Series], str]) -> str:
 def accuracy_pivot(grid: Grid) -> str:
     """Mean ± std; best of each column bold, the best overall marked, † above the student alone."""
     cells = grid.cells
-    means = cells["mean"].round(12)
+    means = cells["mean"][has_all_seeds(cells)].round(12)
     column_best = means.groupby("alpha").transform("max")
     bold = means.index[means == column_best]
     seeds = cells.n.max()
@@ -171,7 +183,7 @@ def accuracy_pivot(grid: Grid) -> str:
             return NONE
         text = mean_std(cell["mean"], cell["std"]) + (f" (n {cell.n})" if cell.n < seeds else "")
         text = f"**{text}**" if cell.name in bold else text
-        best = " (best)" if round(cell["mean"], 12) == means.max() else ""
+        best = " (best)" if cell.name == grid.best else ""
         return text + best + (" †" if cell.above else "")
 
     return pivot(cells, write)
@@ -191,9 +203,13 @@ def legend(grid: Grid, group: Group) -> str:
         )
     elif seeds == 1:
         text += "One seed: no interval and no test can be given. "
-    rows = f"`role` distill, `model` {grid.rows.model.iloc[0]}, `method` {grid.method}"
-    scaled = f", `scale_t2` {grid.scale_t2}" if grid.method == "kd" else ""
-    return f"{text}Rows: {rows}{scaled}; column `{METRICS[group.metric][0]}`.".replace(
+    first = grid.rows.iloc[0]
+    rows = f"`role` distill, `model` {first.model}, `method` {grid.method}"
+    rows += "" if np.isnan(first.width) else f", `width` {first.width:g}"
+    rows += f", `scale_t2` {grid.scale_t2}" if grid.method == "kd" else ""
+    rows += "" if np.isnan(first.beta) else f", `beta` {first.beta:g}"
+    rows += f", `teacher` {grid.teacher}" if grid.teacher else ""
+    return f"{text}Rows: {rows}; column `{METRICS[group.metric][0]}`.".replace(
         "`val_epoch_test_acc`", "`test_curve` at `best_val_epoch`"
     )
 
@@ -272,14 +288,15 @@ def reference_part(group: Group, reference: pd.DataFrame) -> str:
 
 def our_best(group: Group) -> dict[tuple, stats.Estimate]:
     """best_test_acc over seeds by (role, model, alpha, T), as the reference names its cells."""
-    plain = [grid.rows for grid in group.grids if grid.variant == "kd"]
+    plain = [g.rows for g in group.grids if g.method == "kd" and not g.scale_t2]
     teachers = group.teachers[[is_reference(row) for row in group.teachers.to_dict("records")]]
     own = [rows[rows.role == "student"] for rows in group.alone.values()]
     found: dict[tuple, list[float]] = {}
     for rows in [*plain, teachers, *own]:
         for row in rows[rows.student == rows.model].itertuples():  # the models' own widths
             cell = (row.alpha, row.temperature) if row.role == "distill" else (BLANK, BLANK)
-            found.setdefault((row.role, row.model, *cell), []).append(row.best_test_acc)
+            if not np.isnan(row.best_test_acc):
+                found.setdefault((row.role, row.model, *cell), []).append(row.best_test_acc)
     return {key: stats.estimate(values) for key, values in found.items()}
 
 

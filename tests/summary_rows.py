@@ -13,6 +13,7 @@ import pandas as pd
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import summarize
 import utils
 from cells import COLUMNS
 from reporting import groups, report
@@ -69,6 +70,33 @@ def with_curve(entry, rng, epochs):
     values = np.append((values + rng.normal(0, 0.003, epochs))[:-1], entry["test_acc"]).round(4)
     entry.update(best_test_acc=values.max(), best_epoch=values.argmax() + 1)
     return {**entry, "test_curve": " ".join(f"{value:.4f}" for value in values)}
+
+
+def by_hand():
+    """Two seeds, alpha 0.5 and 0.9, T 1 and 10, one cell missing; all figures easy."""
+    return frame(
+        [teacher(**SHORT), alone(0, 0.60), alone(1, 0.62)]
+        + [taught(0.5, 1, 0, 0.61), taught(0.5, 1, 1, 0.63)]
+        + [taught(0.5, 10, 0, 0.64), taught(0.5, 10, 1, 0.65)]
+        + [taught(0.9, 10, 0, 0.66), taught(0.9, 10, 1, 0.60)]
+    )
+
+
+def run(out_dir, monkeypatch, *flags):
+    """summarize.py's main in this process; the exit status."""
+    monkeypatch.setattr(sys, "argv", ["summarize.py", "--out-dir", str(out_dir), *flags])
+    try:
+        utils.run_script(summarize.main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def save(out_dir, rows):
+    path = utils.csv_path(out_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(rows if isinstance(rows, str) else rows.to_csv(index=False))
+    return path
 
 
 def synthetic(seeds=5, alphas=(0.1, 0.25, 0.5, 0.75, 0.9), ts=(1, 2.5, 5, 7.5, 10, 20, 30, 40, 50),
