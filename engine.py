@@ -3,12 +3,14 @@
 A group is the cells of a command that share a seed and a network, and so see the same views. An
 epoch of a group is: the epoch's views (a pure function of seed and epoch); the teacher's logits for
 all of them; then, batch by batch, one step of every cell; then one record a cell. Cells share the
-batch and nothing else, so a cell ends with the same bits in any company.
+batch and nothing else, so a cell ends with the same bits in any company (on a GPU, where cells in
+company are computed by other kernels than a lone one, with the same numbers up to rounding).
 
 Every cell carries its own position (epoch, step). A run that goes on after a kill starts at the
 earliest position of all, and a cell that is ahead waits for the others.
 """
 
+import contextlib
 import hashlib
 import math
 import time
@@ -24,14 +26,15 @@ import measure
 from cells import Cell, Settings, label, run_id, settings_dict
 from data import Data, Views, epoch_views, gather, normalise, plain
 from fused import FusedStep, can_fuse
-from parallel import Ranks, from_lead, lead_first, share, total
+from parallel import Ranks, from_lead, largest, lead_first, share, total
 from teacher import EpochAhead, Teacher, plain_logits
-from trainee import Batch, Trainee, student_step
+from trainee import Batch, Trainee, cosine_lr, student_step
 from utils import (
     Curves,
     Keeper,
     UserError,
     claim,
+    code_checksum,
     load_states,
     provenance,
     remove_states,
@@ -66,9 +69,23 @@ def train(cells: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     lock = lead_first(run.ranks, lambda: claim(group.folder))
     try:
         return group.train()
+    except RuntimeError:
+        # Another rank has left at a signal, which this one could not see while it waited for it.
+        # That happens between steps, so this rank's state is whole. (A teacher's ranks agree.)
+        if run.keeper.signal and not group.data_parallel:
+            group.save_if_due()
+        raise
     finally:
         if lock:
             lock.release()
+
+
+def clear(cells: list[Cell], run: Run) -> None:
+    """Remove what a kill after the rows were written has left, unless someone is at it."""
+    folder = unfinished(cells, run)
+    if folder.exists():
+        with contextlib.suppress(UserError), claim(folder):
+            remove_tree(folder)
 
 
 def unfinished(cells: list[Cell], run: Run) -> Path:
@@ -79,11 +96,6 @@ def unfinished(cells: list[Cell], run: Run) -> Path:
     ids = sorted(run_id(cell, run.settings) for cell in cells)
     name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
     return run.out_dir / "checkpoints" / "unfinished" / name
-
-
-def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
-    """CosineAnnealingLR's closed form (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts)."""
-    return lr * (1 + math.cos(math.pi * epoch / t_max)) / 2
 
 
 class Group:
@@ -326,6 +338,8 @@ class Group:
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
         keeper = self.run.keeper
+        if self.data_parallel:  # all leave at the same step, or one would wait for the others
+            keeper.signal = largest(self.run.ranks, keeper.signal, self.run.device)
         if not keeper.due():
             return
         if self.run.ranks.lead or not self.data_parallel:
@@ -377,6 +391,7 @@ class Group:
             "device": run.device.type,
             "threads": torch.get_num_threads(),
             "DDP ranks": run.ranks.world if self.data_parallel else 1,
+            "code": code_checksum(),
             **settings_dict(run.settings),
         }
 

@@ -10,7 +10,7 @@ import torch
 import parallel
 from cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id, settings_dict
 from data import Data, load
-from engine import Run, train, unfinished
+from engine import Run, clear, train
 from flags import settings_of
 from teacher import Teacher, load_teacher
 from utils import (
@@ -20,7 +20,6 @@ from utils import (
     csv_path,
     load_checkpoint,
     read_rows,
-    remove_tree,
 )
 
 
@@ -50,7 +49,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         if mine:
             complaints += train(group, mine, run)
         elif ranks.lead:
-            remove_tree(unfinished(group, run))  # of a kill after the rows and before the end
+            clear(group, run)
     parallel.stop()
     if complaints:
         raise UserError(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")

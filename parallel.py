@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils import UserError
+from utils import OwnError, UserError
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
             raise RuntimeError("not supported here")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"cannot use --device {device} ({reason}): try cpu or cuda") from None
+        problem = f"cannot use --device {device} ({reason}): try cpu or cuda"
+        raise OwnError(f"{problem}, or fewer ranks" if local_rank else problem) from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32; bfloat16 is --amp's to choose
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks(), chosen
     backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -77,6 +79,15 @@ def total(part: Tensor) -> Tensor:
     """The sum of everyone's `part`, at everyone's."""
     dist.all_reduce(part)
     return part
+
+
+def largest(ranks: Ranks, number: int, device: torch.device) -> int:
+    """The largest of everyone's numbers, at everyone's."""
+    if ranks.world == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:

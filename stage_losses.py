@@ -154,14 +154,17 @@ def rkd(student_stages: Stages, teacher_stages: Stages, regressor: None = None) 
     D + 2 A. D: Huber loss of the distances of all pairs of `pooled` [B, D], in units of their mean;
     A: Huber loss of the cosines at x_i in all triangles (x_i, x_j, x_k). Means over the B^2 and B^3
     entries, as in the authors' code, where the paper has sums.
-    The paper's image classification minimises CE + 25 D + 50 A: alpha = 0.5, the default beta = 25.
+    The paper's image classification has the weights 25 D + 50 A: alpha = 0.5, the default beta =
+    25. The authors' code for it scales rows to length 1 first and adds kd; neither is done here,
+    for the equations do not.
     Checked against torchdistill's RKDLoss(dist_factor=1, angle_factor=2). Raises UserError.
     """
-    s_distance = distances(pooled(student_stages, "student"))
-    t_distance = distances(pooled(teacher_stages, "teacher"))
+    s, t = pooled(student_stages, "student"), pooled(teacher_stages, "teacher")
+    # In float64, for the cosines of close rows are differences of nearly equal numbers.
+    s_distance, t_distance = distances(s.double()), distances(t.double())
     distance_term = F.smooth_l1_loss(in_units_of_mean(s_distance), in_units_of_mean(t_distance))
     angle_term = F.smooth_l1_loss(cosines(s_distance), cosines(t_distance))
-    return distance_term + 2 * angle_term
+    return (distance_term + 2 * angle_term).to(s.dtype)
 
 
 def distances(x: Tensor) -> Tensor:

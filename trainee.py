@@ -1,5 +1,6 @@
 """One cell in training, and its step."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,11 @@ class Trainee:
             columns |= {"val_acc": history[-1]["val_acc"], "best_val_epoch": best + 1}
             columns["best_val_acc"] = history[best]["val_acc"]
         return columns
+
+
+def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
+    """CosineAnnealingLR's closed form (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts)."""
+    return lr * (1 + math.cos(math.pi * epoch / t_max)) / 2
 
 
 def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:

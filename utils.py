@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import io
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -30,6 +32,10 @@ class UserError(Exception):
     """One line for the person at the terminal; the scripts print it and exit with status 2."""
 
 
+class OwnError(UserError):
+    """A UserError of this rank alone: under torchrun the lead does not know of it."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; its state is saved. `status` is the exit status to leave."""
 
@@ -43,7 +49,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank has it; one says it
+        # Under torchrun every rank has it, and one says it; but for a rank's own error.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -363,3 +370,11 @@ def commit() -> str:
     except OSError:
         return ""
     return sha.stdout.decode().strip() + ("+" if dirty.returncode == 1 else "")
+
+
+@functools.cache
+def code_checksum() -> int:
+    """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
+    names = ("cells", "data", "engine", "fused", "losses", "stage_losses", "teacher", "trainee")
+    files = [ROOT / f"{name}.py" for name in names] + sorted((ROOT / "models").glob("*.py"))
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))

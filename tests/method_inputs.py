@@ -94,11 +94,17 @@ def two_rows_equal(x):
     return x
 
 
+def two_rows_close(x):
+    x[1:2] = x[:1] * (1 + 1e-6)
+    return x
+
+
 HOLES = {
     "as drawn": lambda x: x,
     "zero": torch.zeros_like,
     "a row of zeros": first_row_zero,
     "two equal rows": two_rows_equal,
+    "two close rows": two_rows_close,
     "equal rows": lambda x: x[:1].expand_as(x).clone(),
     "large": lambda x: 50 * x.sign(),
     "tiny": lambda x: 1e-20 * x,

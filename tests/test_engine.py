@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import CPU, GRID, TINY, train_all, weights
+from method_inputs import RESPONSE
 
 import engine
 import teacher as teacher_module
 from cells import Cell
 from data import epoch_views, gather, normalise
-from engine import Group, cosine_lr, train
+from engine import Group, train
 from fused import FusedStep, can_fuse
 from losses import METHODS
 from measure import calibration_error
 from parallel import Ranks
 from teacher import EpochAhead
-from trainee import Batch, Trainee, student_step
+from trainee import Batch, Trainee, cosine_lr, student_step
 from utils import Interrupted, Keeper, UserError, load_state, read_rows, save_state
 
 
@@ -96,11 +97,19 @@ def test_one_step_by_hand(tiny_data, tiny_teacher):
     torch.testing.assert_close(loss[:3], expected.detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum):
+def of_response(method: str, alpha: float, temperature: float) -> Cell:
+    """A cell of a method that learns from logits, light enough to stay finite."""
+    beta = None if METHODS[method].beta is None else 0.01
+    temperature = temperature if METHODS[method].temperature else None
+    return Cell("cnn", 4, 0, method, alpha, temperature, beta, teacher_seed=0)
+
+
+@pytest.mark.parametrize("momentum, method", [(0.0, "kd"), *((0.9, name) for name in RESPONSE)])
+def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
     """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
     settings = replace(TINY, momentum=momentum, weight_decay=1e-3)
-    cells = [*GRID, Cell("cnn", 4, 0, "none", 0.5), replace(GRID[1], scale_t2=True)]
+    cells = [of_response(method, a, t) for a in (0.3, 0.9) for t in (1.0, 4.0)]
+    cells += [Cell("cnn", 4, 0, "none", 0.5), replace(cells[1], scale_t2=method == "kd")]
     loop, stacked = ([Trainee(c, settings, 10, CPU) for c in cells] for _ in range(2))
     for trainee in [*loop, *stacked]:
         trainee.model.double()
@@ -178,9 +187,9 @@ def test_the_regressor_is_trained_and_saved(make_run):
     assert stored.keys() == first.keys() and not torch.equal(stored["0.weight"], first["0.weight"])
 
 
-@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.family != "response"])
-def test_resnet_students_take_every_method_on_activations(make_run, method):
-    cell = Cell("resnet18", 2, 0, method, 0.5, beta=0.1, teacher_seed=0)
+@pytest.mark.parametrize("method", METHODS)
+def test_resnet_students_take_every_method(make_run, method):
+    cell = replace(of_response(method, 0.5, 4.0), model="resnet18", width=2)
     assert len(train_all([cell], make_run("out", replace(TINY, epochs=1)))) == 1
 
 
@@ -231,6 +240,27 @@ def test_other_settings_are_refused(make_run):
         train(GRID, GRID, run)
     run.overwrite = True
     assert len(train_all(GRID, run)) == len(GRID)
+
+
+def test_a_mended_loss_does_not_go_on_from_the_old_ones_weights(make_run, monkeypatch):
+    run = make_run("out", keeper=Countdown(3))
+    with pytest.raises(Interrupted):
+        train(GRID, GRID, run)
+    monkeypatch.setattr(engine, "code_checksum", lambda: 1)
+    run.keeper = Keeper(1e9)
+    with pytest.raises(UserError, match="code .*, now 1"):
+        train(GRID, GRID, run)
+
+
+def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
+    run = make_run("out")
+    folder = engine.unfinished(GRID, run)
+    lock = engine.claim(folder)
+    engine.clear(GRID, run)
+    assert folder.exists()
+    lock.release()
+    engine.clear(GRID, run)
+    assert not folder.exists()
 
 
 def test_two_at_once_are_refused(make_run):

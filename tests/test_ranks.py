@@ -1,5 +1,6 @@
 """Ranks under torchrun on gloo, and kills."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def torchrun(ranks: int, *argv: object) -> None:
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> list[str]:
     root = tmp_path_factory.mktemp("images")
-    make_images(root, train=115, test=10)
+    make_images(root, train=130, test=10)  # of each class: 260 views, two of the teacher's chunks
     return [*COMMON, "--data-dir", str(root)]
 
 
@@ -37,7 +38,7 @@ def teacher(flags, tmp_path_factory):
 
 
 def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):
-    """Four cells do not divide by three, and one chunk of views leaves ranks without any."""
+    """Four cells do not divide by three, and two chunks of views leave a rank without any."""
     argv = [*flags, "--teacher", teacher, "--alpha", 0.1, 0.9, "--temperature", 1, 4]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
     for ranks in (2, 3):
@@ -61,7 +62,8 @@ def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
 
 def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
     """The student as a 'teacher' has no batch-norm, so two ranks must take the very same steps."""
-    argv = [*flags, "--model", "cnn", "--width", 4]
+    # The 260 images make batches of 259 and 1: not to be halved, and one that leaves a rank empty.
+    argv = [*flags, "--model", "cnn", "--width", 4, "--batch-size", 259]
     assert script(train_teacher.main, *argv, "--out-dir", tmp_path / "1") == 0
     torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "2")
     one, two = (read_rows(csv_path(tmp_path / ranks)) for ranks in "12")
@@ -82,6 +84,25 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=60) == 130
     assert list(tmp_path.glob("out/checkpoints/unfinished/*/rank0.state"))
+    assert script(distill.main, *argv) == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_path):
+    argv = [*flags, "--teacher", teacher, "--epochs", 60, "--alpha", 0.1, 0.5, 0.9]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
+    argv += ["--out-dir", tmp_path / "out"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "distill.py"]
+    words = [sys.executable, *map(str, words + argv)]
+    run = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    while len(list(tmp_path.glob("out/runs/*/*"))) < 3:  # both have begun
+        assert run.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=60) != 0
+    saved = {path.name for path in tmp_path.glob("out/checkpoints/unfinished/*/*.state")}
+    assert saved == {"rank0.state", "rank1.state"}
     assert script(distill.main, *argv) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
