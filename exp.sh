@@ -4,7 +4,7 @@
 #   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
 #   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
 #   sh exp.sh --ablation     also the soft loss times T^2, and the hard loss x (1 - alpha) alone
-#   LOOP=1 sh exp.sh         the grid cell by cell instead of in one pass; the same rows
+#   LOOP=1 sh exp.sh         the grid cell by cell instead of in one pass; the same rows on a CPU
 #
 # The environment narrows or widens it:
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid
