@@ -7,7 +7,7 @@
 #   LOOP=1 sh exp.sh         the grid cell by cell instead of in one pass; the same rows on a CPU
 #
 # The environment narrows or widens it:
-#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid
+#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta
 #   EPOCHS                              of the teacher and the students
 #   T_MAX                               of the students; the teacher stays as it is
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
@@ -106,7 +106,9 @@ grid() { # flags of distill.py: one pass, or cell by cell
 try "$PYTHON" train_student.py $students --seed $SEEDS
 
 for method in $METHODS; do
-    grid --method "$method"
+    betas=
+    case "$method" in *:*) betas="--beta $(echo "${method#*:}" | tr , ' ')" ;; esac
+    grid --method "${method%%:*}" $betas
 done
 if [ -n "$ABLATION" ]; then
     grid --scale-t2
