@@ -123,7 +123,7 @@ def told_apart(others: pd.DataFrame) -> str:
     told = f"difference paired by seed, two-sided t-test, Holm over all pairs of cells, {PERCENT}"
     count = plural(len(tested), "other cell")
     if not len(same):
-        text = f"The best is above each of the {count} tested ({told})."
+        text = f"The best is above the {count} tested ({told})."
     else:
         text = (
             f"{len(same)} of the {count} tested cannot be told from the best ({told}): "

@@ -199,7 +199,7 @@ def legend(grid: Grid, group: Group) -> str:
     if tested:
         text += (
             "†: above the student alone (difference paired by seed, two-sided t-test, Holm over "
-            f"the {tested} cells, 5 %). "
+            f"{tested} cell{'' if tested == 1 else 's'}, 5 %). "
         )
     elif seeds == 1:
         text += "One seed: no interval and no test can be given. "
