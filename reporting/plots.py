@@ -198,7 +198,7 @@ def curves(part: Figure, group: Group, grid: Grid) -> None:
         top = teacher.mean(axis=1).max()
         if top < high + (high - low):
             found["teacher"] = teacher
-            high = max(high, top)
+            low, high = min(low, top - 0.03 * (high - low)), max(high, top)
         else:
             note = f"teacher: up to {percent(top)} %, above this picture"
     for name, table in found.items():

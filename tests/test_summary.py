@@ -336,8 +336,8 @@ def test_students_above_their_teacher_stay_in_the_picture():
     figure = Figure()
     plots.curves(figure, group, group.grids[0])
     low, high = figure.axes[0].get_ylim()
-    highest = max(line.get_ydata().max() for line in figure.axes[0].lines)
-    assert low < highest <= high
+    for line in figure.axes[0].lines:  # the teacher's is seen at least where it is highest
+        assert low < line.get_ydata().max() <= high
 
 
 def test_the_same_cell_twice_is_counted_once():
