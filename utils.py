@@ -258,9 +258,10 @@ class Keeper:
             signal.signal(number, self.mark)
 
     def mark(self, number: int, frame: object) -> None:
-        if self.signal:
+        # torchrun passes on to its ranks what they have had from the terminal already.
+        if self.signal and "RANK" not in os.environ:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
     def due(self) -> bool:
         """Whether the state should be saved now."""
