@@ -9,13 +9,13 @@ from reporting.groups import (
     Cell,
     Grid,
     Group,
-    by_cell,
     by_seed,
     cells_of,
     compare,
     has_all_seeds,
     rows_of,
     short_ids,
+    values_by_cell,
 )
 from reporting.tables import (
     NONE,
@@ -89,7 +89,7 @@ def against_control(group: Group, grid: Grid) -> pd.DataFrame:
 
 def against_plain(grid: Grid, scaled: Grid) -> pd.DataFrame:
     """The scaled grid's cells minus the plain one's, paired by seed; only cells of both."""
-    base = {cell: by_seed(part) for cell, part in by_cell(grid.rows)}
+    base = values_by_cell(grid.rows)
     rows = scaled.rows[[cell in base for cell in cells_of(scaled.rows)]]
     return compare(rows, lambda cell: base[cell])
 

@@ -303,7 +303,7 @@ def rank(grid: Grid) -> pd.DataFrame:
     The best was picked by the very figures it is compared by. Holm's correction is therefore over
     all pairs of cells, among which these are, whichever cell comes out best.
     """
-    values = {cell: by_seed(part) for cell, part in by_cell(grid.rows)}
+    values = values_by_cell(grid.rows)
     others = grid.rows[[cell != grid.best for cell in cells_of(grid.rows)]]
     table = compare(others, lambda _: values[grid.best])
     pairs = list(itertools.combinations(values, 2))
@@ -360,6 +360,11 @@ def by_seed(rows: pd.DataFrame) -> pd.Series:
 def by_cell(rows: pd.DataFrame) -> Iterable[tuple[Cell, pd.DataFrame]]:
     """Each cell with its rows, by alpha and then by temperature."""
     return rows.groupby(["alpha", "temperature"])
+
+
+def values_by_cell(rows: pd.DataFrame) -> dict[Cell, pd.Series]:
+    """Accuracy by seed of each cell."""
+    return {cell: by_seed(part) for cell, part in by_cell(rows)}
 
 
 def cells_of(rows: pd.DataFrame) -> list[Cell]:

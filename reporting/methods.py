@@ -4,7 +4,7 @@ import pandas as pd
 
 from reporting import stats
 from reporting.evidence import gain
-from reporting.groups import Cell, Grid, Group, by_cell, by_seed, pair
+from reporting.groups import Cell, Grid, Group, pair, values_by_cell
 from reporting.tables import NONE, cell_name, markdown, mean_std, p_value
 
 Candidate = tuple[str, str, Cell]  # a cell that a method's best was picked among
@@ -42,10 +42,10 @@ def table(grids: list[Grid], on_validation: bool) -> str:
     best = {name: max(mine, key=merit) for name, mine in named.items()}
     chosen = {name: (name, grid.variant, grid.choice) for name, grid in best.items()}
     values = {
-        (name, grid.variant, cell): by_seed(rows)
+        (name, grid.variant, cell): accuracies
         for name, mine in named.items()
         for grid in mine
-        for cell, rows in by_cell(grid.rows)
+        for cell, accuracies in values_by_cell(grid.rows).items()
     }
     # What the choice was made by decides which comparisons it could have led to.
     family = list(chosen.values()) if on_validation else list(values)

@@ -8,7 +8,7 @@ import pandas as pd
 from reporting import stats
 from reporting.evidence import against_control, against_plain, gain, plain_grid, scaled_twin
 from reporting.groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_cell, by_seed
-from reporting.tables import cell_name, interval, p_value, percent, points
+from reporting.tables import cell_name, interval, p_value, percent, plural, points
 
 PERCENT = f"{100 * stats.LEVEL:g} %"
 
@@ -27,11 +27,6 @@ def cell_list(cells: Iterable[Cell]) -> str:
         f"α {alpha:g}" + ("" if found == [blank] else f" with T {', '.join(found)}")
         for alpha, found in by_alpha.items()
     )
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 # ---------------------------------------------------------------- what is known

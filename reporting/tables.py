@@ -73,6 +73,11 @@ def cell_name(cell: Cell) -> str:
     return f"α {alpha:g}" + (f", T {temperature:g}" if temperature != NO_TEMPERATURE else "")
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def markdown(header: list[str], lines: Iterable[Iterable[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
     rule = [":---" if i < left else "---:" for i in range(len(header))]
@@ -199,7 +204,7 @@ def legend(grid: Grid, group: Group) -> str:
     if tested:
         text += (
             "†: above the student alone (difference paired by seed, two-sided t-test, Holm over "
-            f"{tested} cell{'' if tested == 1 else 's'}, 5 %). "
+            f"{plural(tested, 'cell')}, 5 %). "
         )
     elif seeds == 1:
         text += "One seed: no interval and no test can be given. "
