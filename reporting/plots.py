@@ -75,7 +75,9 @@ def heading(group: Group, grid: Grid) -> str:
 
 
 def alone_estimate(group: Group, grid: Grid) -> stats.Estimate:
-    return stats.estimate(by_seed(group.alone[grid.student]))
+    """The student alone on the grid's seeds; others would paint over paired differences."""
+    alone = by_seed(group.alone[grid.student])
+    return stats.estimate(alone[alone.index.isin(grid.rows.seed)])
 
 
 # ---------------------------------------------------------------- heatmap

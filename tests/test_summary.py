@@ -340,6 +340,13 @@ def test_students_above_their_teacher_stay_in_the_picture():
         assert low < line.get_ydata().max() <= high
 
 
+def test_colours_centre_on_the_student_alone_of_the_same_seeds():
+    """A cell above its pair must not be painted as below because of another seed's student."""
+    rows = [alone(0, 0.6), alone(1, 0.7), taught(0.5, 10, 0, 0.61), taught(0.9, 10, 0, 0.59)]
+    group = only(frame(rows))
+    assert plots.alone_estimate(group, group.grids[0]).mean == pytest.approx(0.6)
+
+
 def test_the_same_cell_twice_is_counted_once():
     rows = [alone(0, 0.6), taught(0.5, 10, 0, 0.61), taught(0.5, 10, 0, 0.62, "-again")]
     group = only(frame(rows))
