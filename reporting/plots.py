@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reporting import stats
 from reporting.groups import NO_TEMPERATURE, Grid, Group, by_seed, curve, rows_of
-from reporting.tables import cell_name, percent, title
+from reporting.tables import cell_name, percent, plural, title
 
 WIDTH = 8.0  # inches; at 160 dots an inch sharp where a README shows it 800 px wide
 DPI = 160
@@ -206,7 +206,7 @@ def curves(part: Figure, group: Group, grid: Grid) -> None:
     for name, table in found.items():
         index = {"student alone": 0, "teacher": 2}.get(name, 1)
         count = table.shape[1]
-        name += f" ({count} seed{'s' if count > 1 else ''})"
+        name += f" ({plural(count, 'seed')})"
         line(axes[0], index, table.index, table.mean(axis=1), name)
         if count > 1:
             band(axes[0], index, table.index, table.min(axis=1), table.max(axis=1))
