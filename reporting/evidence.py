@@ -112,7 +112,10 @@ def explanation_part(group: Group) -> str:
     return "\n\n".join(blocks)
 
 
-MARKS = "± is half the 95 % interval; †: above, ‡: below zero, Holm over {over}."
+MARKS = (
+    "± is half the 95 % interval (none: a single pair, or no spread); †: above, ‡: below zero, "
+    "Holm over {over}."
+)
 
 
 def control_blocks(group: Group, student: str, grid: Grid | None) -> list[str]:

@@ -63,12 +63,18 @@ def beaten(grid: Grid) -> list[str]:
         }[True]
         return [f"{text}. {why}: this may be chance."]
     above, below = int(cells.above.sum()), int(cells.below.sum())
-    rest = f" ({tested} of them could be tested)" if tested < len(cells) else ""
     text = (
-        f"{above} of the {plural(len(cells), 'cell')}{rest} beat the student alone after Holm's "
-        f"correction ({PERCENT})"
+        f"{above} of the {with_tested(cells)} beat the student alone after Holm's correction "
+        f"({PERCENT})"
     )
     return [text + (f"; {below} fall below it." if below else ".")]
+
+
+def with_tested(cells: pd.DataFrame) -> str:
+    """`45 cells`, and how many of them have a p-value; a single pair, or equal ones, have none."""
+    tested = int(cells.p.notna().sum())
+    rest = f" ({tested} of them could be tested)" if tested < len(cells) else ""
+    return plural(len(cells), "cell") + rest
 
 
 def best_cell(group: Group, grid: Grid) -> list[str]:
@@ -138,8 +144,8 @@ def explained(group: Group, grid: Grid) -> list[str]:
         lines += decomposed(group, grid)
     if over.p.notna().any() if len(over) else False:
         lines.append(
-            f"{int(over.above.sum())} of the {plural(int(over.p.notna().sum()), 'cell')} beat the "
-            f"control of their α after Holm's correction, {int(over.below.sum())} fall below it."
+            f"{int(over.above.sum())} of the {with_tested(over)} beat the control of their α after "
+            f"Holm's correction, {int(over.below.sum())} fall below it."
         )
     scaled = scaled_twin(group, grid)
     if scaled is not None:
@@ -147,8 +153,7 @@ def explained(group: Group, grid: Grid) -> list[str]:
         if len(difference) and difference.p.notna().any():
             lines.append(
                 "The soft loss × T² against the same cell without it, after Holm's correction: "
-                f"{int(difference.above.sum())} of the "
-                f"{plural(int(difference.p.notna().sum()), 'cell')} above, "
+                f"{int(difference.above.sum())} of the {with_tested(difference)} above, "
                 f"{int(difference.below.sum())} below."
             )
     return lines

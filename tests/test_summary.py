@@ -347,6 +347,17 @@ def test_colours_centre_on_the_student_alone_of_the_same_seeds():
     assert plots.alone_estimate(group, group.grids[0]).mean == pytest.approx(0.6)
 
 
+def test_cells_without_spread_over_their_control_are_counted_as_untested():
+    """Two seeds that differ by the same point are two seeds, but no t-test."""
+    rows = [alone(s, 0.6) for s in (0, 1)]
+    rows += [alone(s, 0.58 + 0.01 * s, "-control", alpha=0.5) for s in (0, 1)]
+    rows += [taught(0.5, 10, s, 0.59 + 0.01 * s) for s in (0, 1)]  # one point over it, twice
+    rows += [taught(0.5, 20, s, 0.59 + 0.02 * s) for s in (0, 1)]
+    group = only(frame(rows))
+    said = " ".join(sentences.explained(group, group.grids[0]))
+    assert "of the 2 cells (1 of them could be tested) beat the control of their α" in said
+
+
 def test_the_same_cell_twice_is_counted_once():
     rows = [alone(0, 0.6), taught(0.5, 10, 0, 0.61), taught(0.5, 10, 0, 0.62, "-again")]
     group = only(frame(rows))
