@@ -294,7 +294,8 @@ def reference_part(group: Group, reference: pd.DataFrame) -> str:
 def our_best(group: Group) -> dict[tuple, stats.Estimate]:
     """best_test_acc over seeds by (role, model, alpha, T), as the reference names its cells."""
     plain = [g.rows for g in group.grids if g.method == "kd" and not g.scale_t2]
-    teachers = group.teachers[[is_reference(row) for row in group.teachers.to_dict("records")]]
+    its = [is_reference(row) for row in group.teachers.to_dict("records")]
+    teachers = group.teachers[np.array(its, dtype=bool)]  # a list, if empty, would pick no column
     own = [rows[rows.role == "student"] for rows in group.alone.values()]
     found: dict[tuple, list[float]] = {}
     for rows in [*plain, teachers, *own]:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from summary_rows import alone, by_hand, frame, run, save, taught, teacher, texts
+from summary_rows import REFERENCE, SHORT, alone, by_hand, frame, run, save, taught, teacher, texts
 
 import utils
 from reporting import groups, plots
@@ -29,14 +29,15 @@ def odd_csvs():
         "no alone": many[many.role != "student"],
         "no T": frame([alone(0, 0.6), taught(0.5, np.nan, 0, 0.61, method="sp")]),
         "all equal": many.assign(test_acc=0.6, best_test_acc=0.6),
-        "short curve": many.assign(test_curve="0.5 0.6", best_val_epoch=6, t_max=9),
+        "short curve": many.assign(test_curve="0.5 0.6", best_val_epoch=6),
         "blank text": many.assign(machine=np.nan, commit=np.nan, finished_at=np.nan),
     }
 
 
+@pytest.mark.parametrize("protocol", [SHORT, REFERENCE], ids=["short", "reference"])
 @pytest.mark.parametrize("name", odd_csvs())
-def test_odd_csvs_are_summarised(name, tmp_path):
-    path = save(tmp_path, odd_csvs()[name])
+def test_odd_csvs_are_summarised(name, protocol, tmp_path):
+    path = save(tmp_path, odd_csvs()[name].assign(**protocol))
     rows = utils.read_rows(path)
     table, text = texts(rows)
     assert "nan" not in table + text
