@@ -12,9 +12,9 @@ from reporting.groups import (
     by_seed,
     cells_of,
     compare,
-    has_all_seeds,
     rows_of,
     short_ids,
+    usual_seeds,
     values_by_cell,
 )
 from reporting.tables import (
@@ -36,7 +36,7 @@ from reporting.tables import (
 
 def validation_part(group: Group) -> str:
     """Epoch, alpha and T chosen on validation, and the one test accuracy that follows."""
-    if not group.settings["val_size"]:
+    if not group.settings["val_size"] or not group.grids:
         return ""
     column = METRICS[group.metric][1]
     lines = []
@@ -64,12 +64,6 @@ def validation_part(group: Group) -> str:
 
 
 # ---------------------------------------------------------------- the explanation
-
-
-def plain_grid(group: Group, student: str) -> Grid | None:
-    """The student's kd grid without the T² factor."""
-    found = [g for g in group.grids if (g.student, g.method, g.scale_t2) == (student, "kd", False)]
-    return found[0] if found else None
 
 
 def scaled_twin(group: Group, grid: Grid) -> Grid | None:
@@ -101,14 +95,16 @@ def write_difference(cell: pd.Series) -> str:
 
 
 def explanation_part(group: Group) -> str:
-    """Controls and T² factor beside every student's plain grid."""
+    """Controls and T² factor beside every student's plain grid; several teachers make several."""
     blocks = []
     for student in group.students():
-        grid = plain_grid(group, student)
-        parts = control_blocks(group, student, grid)
-        parts += scaled_blocks(group, grid) if grid else []
-        if parts:
-            blocks += [f"**Student {student}**", *parts]
+        grids = [grid for grid in group.grids if grid.student == student and grid.is_plain]
+        for grid in grids or [None]:
+            parts = control_blocks(group, student, grid)
+            parts += scaled_blocks(group, grid) if grid else []
+            if parts:
+                which = f": {grid.variant}" if len(grids) > 1 else ""
+                blocks += [f"**Student {student}{which}**", *parts]
     return "\n\n".join(blocks)
 
 
@@ -126,7 +122,9 @@ def control_blocks(group: Group, student: str, grid: Grid | None) -> list[str]:
     alone = by_seed(group.alone[student])
     table = compare(controls, lambda _: alone)
     over = against_control(group, grid) if grid else pd.DataFrame()
-    means = grid.cells["mean"][has_all_seeds(grid.cells)] if grid else pd.Series(dtype=float)
+    means = pd.Series(dtype=float)
+    if grid:
+        means = grid.cells["mean"][grid.cells.n >= usual_seeds(grid.cells)]
     lines = []
     for (alpha, _), control in table.iterrows():
         row = [f"{alpha:g}", mean_std(control["mean"], control["std"]), write_difference(control)]

@@ -60,6 +60,11 @@ class Grid:
         """The cell that stands for the grid: validation's, or else the best by mean."""
         return self.picked or self.best
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is kd without the T² factor, the reference's loss."""
+        return self.method == "kd" and not self.scale_t2
+
     def values(self, cell: Cell) -> pd.Series:
         """Accuracy by seed of one cell."""
         return by_seed(rows_of(self.rows, cell))
@@ -283,7 +288,7 @@ def make_grid(rows: pd.DataFrame, alone: pd.Series) -> Grid:
         rows=rows,
         cells=compare(rows, lambda _: alone),
     )
-    complete = grid.cells[has_all_seeds(grid.cells)]
+    complete = grid.cells[grid.cells.n >= usual_seeds(grid.cells)]
     if len(complete):
         grid.best = complete["mean"].idxmax()
         grid.against_best = rank(grid)
@@ -292,9 +297,13 @@ def make_grid(rows: pd.DataFrame, alone: pd.Series) -> Grid:
     return grid
 
 
-def has_all_seeds(cells: pd.DataFrame) -> pd.Series:
-    """Which cells have as many seeds as any: a cell that lost some to divergence is no winner."""
-    return (cells.n > 0) & (cells.n == cells.n.max())
+def usual_seeds(cells: pd.DataFrame) -> int:
+    """The number of seeds that most cells have, at least 1; of two equally frequent the larger.
+
+    A cell with fewer lost some to divergence and is no winner; one with more, as while a further
+    seed is under way, does not shut out the others.
+    """
+    return max(1, int(cells.n.mode().max()))
 
 
 def rank(grid: Grid) -> pd.DataFrame:

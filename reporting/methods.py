@@ -80,6 +80,10 @@ def against_kd(
     return dict(zip(pairs, p, strict=True))
 
 
-def merit(grid: Grid) -> float:
-    """What the choice among a method's grids goes by."""
-    return grid.cells.loc[grid.choice]["val" if grid.picked else "mean"]
+def merit(grid: Grid) -> tuple[int, float]:
+    """What the choice among a method's grids goes by.
+
+    The seeds come first: a beta that lost some to divergence does not win by its lucky ones.
+    """
+    cell = grid.cells.loc[grid.choice]
+    return cell.n, cell["val" if grid.picked else "mean"]

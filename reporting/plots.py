@@ -5,6 +5,7 @@ Drawn with the Agg canvas and without metadata, so that the same rows give the s
 """
 
 import io
+import textwrap
 from collections.abc import Callable
 
 import matplotlib
@@ -19,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reporting import stats
 from reporting.groups import NO_TEMPERATURE, Grid, Group, by_seed, curve, rows_of
-from reporting.tables import cell_name, percent, plural, title
+from reporting.tables import cell_name, percent, plural, seed_range, title
 
 WIDTH = 8.0  # inches; at 160 dots an inch sharp where a README shows it 800 px wide
 DPI = 160
@@ -37,7 +38,7 @@ def pictures(found: list[Group]) -> dict[str, bytes]:
     """
     grids = [(group, grid) for group in found for grid in group.grids if grid.best is not None]
     large = [pair for pair in grids if len(pair[1].cells) >= FEW] or grids[:1]
-    plain = [pair for pair in large if pair[1].method == "kd" and not pair[1].scale_t2] or large[:1]
+    plain = [pair for pair in large if pair[1].is_plain] or large[:1]
     drawn = {
         "heatmap": draw(
             [pair for pair in large if pair[1].method == "kd"] or plain, heatmap, heatmap_height
@@ -71,7 +72,13 @@ def draw(
 def heading(group: Group, grid: Grid) -> str:
     figure = {"last": "last epoch", "best": "best epoch", "val": "epoch chosen on validation"}
     what = f"student {grid.student}, {grid.variant}, test accuracy in %, {figure[group.metric]}"
-    return f"{what}\n{title(group.settings)}"
+    return f"{what}\n{protocol(group)}"
+
+
+def protocol(group: Group) -> str:
+    """The settings' title in lines that fit; its end is what tells two panels apart."""
+    text = title(group.settings).replace(", ", "\0").replace(" ", "\xa0").replace("\0", ", ")
+    return textwrap.fill(text, 95).replace("\xa0", " ")  # broken after a comma
 
 
 def alone_estimate(group: Group, grid: Grid) -> stats.Estimate:
@@ -94,15 +101,17 @@ def heatmap(part: Figure, group: Group, grid: Grid) -> None:
     temperatures = sorted(set(cells.index.get_level_values("temperature")))
     mean = cells["mean"].unstack().reindex(index=alphas, columns=temperatures).to_numpy()
     alone = alone_estimate(group, grid)
+    shade = shades(grid, alone).unstack().reindex(index=alphas, columns=temperatures).to_numpy()
     if alone.n:
-        reach = max(scale(group, grid.student, alone.mean), 1e-4)
+        reach = max(scale(group, grid, alone), 1e-4)
         norm, colours = CenteredNorm(alone.mean, reach), matplotlib.colormaps["PuOr"]
         below = f"orange: below the student alone ({percent(alone.mean)} %), purple: above"
+        below += " (by seeds in common)" * (cells.n.nunique() > 1)
     else:
         norm, colours = Normalize(np.nanmin(mean), np.nanmax(mean)), matplotlib.colormaps["cividis"]
         below = "no student alone to centre on"
     axes = part.subplots()
-    image = axes.imshow(mean, cmap=colours, norm=norm, aspect="auto")
+    image = axes.imshow(shade, cmap=colours, norm=norm, aspect="auto")
     for (row, alpha), (column, t) in (
         (r, c) for r in enumerate(alphas) for c in enumerate(temperatures)
     ):
@@ -110,7 +119,7 @@ def heatmap(part: Figure, group: Group, grid: Grid) -> None:
             axes.text(column, row, "—", ha="center", va="center")
             continue
         cell = cells.loc[(alpha, t)]
-        dark = luminance(colours(norm(mean[row, column]))) < 0.18  # white has more contrast
+        dark = luminance(colours(norm(shade[row, column]))) < 0.18  # white has more contrast
         ink = "white" if dark else "black"
         best = (alpha, t) == grid.best
         half = "" if np.isnan(cell.half) else f"±{100 * cell.half:.2f}"
@@ -137,7 +146,7 @@ def heatmap(part: Figure, group: Group, grid: Grid) -> None:
         bar.ax.axhline(alone.mean, color="black", lw=1.5)
     notes = [below, "frame: best mean"]
     if cells.n.max() > 1:
-        notes.insert(0, f"mean over {int(cells.n.max())} seeds, ± half the 95 % interval")
+        notes.insert(0, f"mean over {seed_range(cells)}, ± half the 95 % interval")
     else:
         notes.insert(0, "one seed, so no interval")
     if cells.above.any():
@@ -145,10 +154,20 @@ def heatmap(part: Figure, group: Group, grid: Grid) -> None:
     part.supxlabel("; ".join(notes[:2]) + "\n" + "; ".join(notes[2:]), size=8)
 
 
-def scale(group: Group, student: str, centre: float) -> float:
-    """The largest distance from the centre in a student's grids, which share their colours."""
-    means = pd.concat([grid.cells["mean"] for grid in group.grids if grid.student == student])
-    return float((means - centre).abs().max())
+def shades(grid: Grid, alone: stats.Estimate) -> pd.Series:
+    """What a cell's colour stands for: the student alone plus the paired difference.
+
+    With the same seeds everywhere that is the mean; a cell that lacks some is not painted by the
+    seeds it lacks. Without a pair it is the mean.
+    """
+    return (alone.mean + grid.cells.difference).fillna(grid.cells["mean"])
+
+
+def scale(group: Group, drawn: Grid, alone: stats.Estimate) -> float:
+    """The largest distance from the student alone in its grids of a method: they share colours."""
+    kind = (drawn.student, drawn.method)
+    grids = [grid for grid in group.grids if (grid.student, grid.method) == kind]
+    return float((pd.concat([shades(g, alone) for g in grids]) - alone.mean).abs().max())
 
 
 def label(t: float) -> str:
@@ -182,6 +201,8 @@ def mean_curves(group: Group, grid: Grid) -> dict[str, pd.DataFrame]:
     if chosen.empty:
         return {}
     alone = curves_of(group.alone[grid.student])
+    common = alone.columns.intersection(chosen.columns)
+    alone = alone[common] if len(common) else alone  # other seeds would belie the difference
     both = {"student alone": alone} if len(alone) else {}
     return {**both, f"{grid.variant}, {cell_name(grid.choice)}": chosen}
 
@@ -194,7 +215,7 @@ def curves(part: Figure, group: Group, grid: Grid) -> None:
         1 + both, 1, sharex=True, height_ratios=[2.2, 1][: 1 + both], squeeze=False
     )[:, 0]
     low, high = visible_range(list(found.values()))
-    teacher = curves_of(group.teachers)
+    teacher = curves_of(group.teachers[group.teachers.run_id.isin(grid.rows.teacher)])
     note = None
     if len(teacher) and len(teacher) == group.settings["epochs"]:
         top = teacher.mean(axis=1).max()
@@ -212,13 +233,13 @@ def curves(part: Figure, group: Group, grid: Grid) -> None:
             band(axes[0], index, table.index, table.min(axis=1), table.max(axis=1))
     axes[0].set_ylim(100 * low, 100 * (high + 0.06 * (high - low)))
     axes[0].set(ylabel="test accuracy, %")
-    axes[0].set_title(f"student {grid.student}: test accuracy by epoch\n{title(group.settings)}")
+    axes[0].set_title(f"student {grid.student}: test accuracy by epoch\n{protocol(group)}")
     axes[0].legend(loc="lower right", frameon=False, title=note)
     if both:
         alone, chosen, *_ = found.values()
         difference_axis(axes[1], (chosen - alone).dropna(axis=1, how="all").dropna())
     axes[-1].set(xlabel="epoch")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in axes:
         tidy(axis)
 
@@ -293,9 +314,10 @@ def lines(part: Figure, group: Group, grid: Grid) -> None:
 
 def line(axis: Axes, index: int, x: pd.Index, y: pd.Series, name: str | None) -> None:
     """A line that differs from its neighbours in colour, dash and marker; y is a fraction."""
+    first = min(index * max(1, len(x) // 24), len(x) - 1)  # beside its neighbours' markers
     axis.plot(
         x, 100 * y, color=COLOURS[index], ls=DASHES[index], marker=MARKERS[index], label=name,
-        lw=1.6, ms=5, markevery=(index * max(1, len(x) // 24), max(1, len(x) // 12)),
+        lw=1.6, ms=5, markevery=(first, max(1, len(x) // 12)),
     )  # fmt: skip
 
 

@@ -6,9 +6,18 @@ import numpy as np
 import pandas as pd
 
 from reporting import stats
-from reporting.evidence import against_control, against_plain, gain, plain_grid, scaled_twin
-from reporting.groups import METRICS, NO_TEMPERATURE, Cell, Grid, Group, by_cell, by_seed
-from reporting.tables import cell_name, interval, p_value, percent, plural, points
+from reporting.evidence import against_control, against_plain, gain, scaled_twin
+from reporting.groups import (
+    METRICS,
+    NO_TEMPERATURE,
+    Cell,
+    Grid,
+    Group,
+    by_cell,
+    by_seed,
+    usual_seeds,
+)
+from reporting.tables import cell_name, interval, p_value, percent, plural, points, quoted
 
 PERCENT = f"{100 * stats.LEVEL:g} %"
 
@@ -91,9 +100,12 @@ def best_cell(group: Group, grid: Grid) -> list[str]:
         over += "" if np.isnan(cell.p_holm) else f" (p {p_value(cell.p_holm)} after Holm)"
     if not len(others):
         return [f"Its only cell, {cell_name(grid.best)}, has {figure}{over}."]
+    usual = usual_seeds(grid.cells)
+    among = f" among the cells of at least {plural(usual, 'seed')}"
+    among *= bool((grid.cells.n < usual).any())
     lines = [
-        f"The best by mean is {cell_name(grid.best)} with {figure}{over}. It was chosen on the "
-        "test set among the cells, so its own figure and difference are flattered."
+        f"The best by mean{among} is {cell_name(grid.best)} with {figure}{over}. It was chosen on "
+        "the test set among the cells, so its own figure and difference are flattered."
     ]
     if others.p.notna().any():
         lines.append(told_apart(others))
@@ -120,24 +132,25 @@ def best_cell(group: Group, grid: Grid) -> list[str]:
 def told_apart(others: pd.DataFrame) -> str:
     """Which cells the best can be told from, which were not tested; `others` from groups.rank."""
     tested = others[others.p.notna()]
-    same = tested.index[~tested.below]
+    same = tested.index[~tested.below & ~tested.above]
     told = f"difference paired by seed, two-sided t-test, Holm over all pairs of cells, {PERCENT}"
     count = plural(len(tested), "other cell")
-    if not len(same):
+    above = tested.index[tested.above]
+    if not len(same) and not len(above):
         text = f"The best is above the {count} tested ({told})."
     else:
         text = (
             f"{len(same)} of the {count} tested cannot be told from the best ({told}): "
-            f"{cell_list(same)}."
+            f"{cell_list(same) or 'none'}."
         )
+    if len(above):
+        text += f" Above it, on the seeds in common: {cell_list(above)}."
     untested = others.index[others.p.isna()]
     return text + (f" Not tested: {cell_list(untested)}." if len(untested) else "")
 
 
 def explained(group: Group, grid: Grid) -> list[str]:
     """Which part of the gain the control and the T² factor explain."""
-    if grid.method != "kd" or grid.scale_t2:
-        return []
     lines = []
     over = against_control(group, grid)
     if grid.choice:
@@ -147,7 +160,7 @@ def explained(group: Group, grid: Grid) -> list[str]:
             f"{int(over.above.sum())} of the {with_tested(over)} beat the control of their α after "
             f"Holm's correction, {int(over.below.sum())} fall below it."
         )
-    scaled = scaled_twin(group, grid)
+    scaled = scaled_twin(group, grid) if grid.is_plain else None
     if scaled is not None:
         difference = against_plain(grid, scaled)
         if len(difference) and difference.p.notna().any():
@@ -207,7 +220,7 @@ def choice_gaps(group: Group) -> list[str]:
         )
     if not group.grids:
         lines.append("No distilled student: nothing can be said of distillation.")
-    elif not group.settings["val_size"]:
+    elif not group.settings["val_size"] and sum(len(grid.cells) for grid in group.grids) > 1:
         lines.append(
             "No validation split (`val_size` 0): every best cell was chosen on the test set, and "
             "what it would have on fresh images is not known."
@@ -240,7 +253,14 @@ def grid_gaps(group: Group, grid: Grid) -> list[str]:
         counts = "; ".join(f"{cell_name(cell)} has {int(cells.loc[cell].n)}" for cell in fewer)
         lines.append(
             f"{name}: fewer than {int(cells.n.max())} seeds: {counts}. Differences are over the "
-            "seeds in common, and such a cell is never taken for the best."
+            f"seeds in common, and a cell of fewer than {usual_seeds(cells)} is never taken for "
+            "the best."
+        )
+    theirs = by_seed(group.alone[grid.student]).index
+    if len(extra := theirs.difference(grid.rows.seed[grid.rows.value.notna()])):
+        lines.append(
+            f"{name}: no cell has seed {', '.join(map(str, extra))}, which the student alone has: "
+            "not run, or diverged."
         )
     equal = cells.index[(cells.pairs > 1) & cells.p.isna()]
     if len(equal):
@@ -251,13 +271,12 @@ def grid_gaps(group: Group, grid: Grid) -> list[str]:
     missing = [(a, t) for a in alphas for t in temperatures if (a, t) not in cells.index]
     if missing:
         lines.append(f"{name}: no row for {cell_list(missing)}.")
-    if grid is plain_grid(group, grid.student):
-        lines += ablation_gaps(group, grid, name)
+    lines += ablation_gaps(group, grid, name)
     return lines
 
 
 def ablation_gaps(group: Group, grid: Grid, name: str) -> list[str]:
-    """Controls and T² cells that would say what the gain is made of."""
+    """Controls, and for plain kd the T² cells, that would say what the gain is made of."""
     lines = []
     known = {0.0, *group.controls[grid.student].alpha}  # at α 0 it is the student alone
     alphas = sorted({alpha for alpha, _ in grid.cells.index if alpha not in known})
@@ -269,6 +288,8 @@ def ablation_gaps(group: Group, grid: Grid, name: str) -> list[str]:
             f"{', '.join(f'{alpha:g}' for alpha in alphas)}, so what a smaller learning rate alone "
             f"does there is not known{hint}."
         )
+    if not grid.is_plain:
+        return lines
     scaled = scaled_twin(group, grid)
     if scaled is None:
         lines.append(f"{name}: no rows with `scale_t2` True, so the T² factor is not measured.")
@@ -300,6 +321,7 @@ def teacher_gaps(group: Group) -> list[str]:
         for grid in group.grids
         if len({frozenset(part.teacher) for _, part in by_cell(grid.rows)}) > 1
     ]
+    lines += mixed_teachers(group)
     lines += [
         f"The teacher `{name}` has no row in the CSV, so its accuracy is not known."
         for name in names
@@ -310,6 +332,28 @@ def teacher_gaps(group: Group) -> list[str]:
             lines.append(
                 f"The checkpoint of the teacher `{name}` was not the same for all rows "
                 "(`teacher_sha`): their differences are not of the method alone."
+            )
+    return lines
+
+
+def mixed_teachers(group: Group) -> list[str]:
+    """Where two grids, or a grid and the student alone, were measured with different teachers."""
+    lines = []
+    for student in group.students():
+        sets = {g.variant: frozenset(g.rows.teacher) for g in group.grids if g.student == student}
+        if len(set(sets.values())) > 1:
+            lines.append(
+                f"Student {student}: its grids had different teachers ("
+                + "; ".join(f"{variant}: {quoted(names)}" for variant, names in sets.items())
+                + "), so a difference between them may be their teachers'."
+            )
+        untaught = pd.concat([group.alone[student], group.controls[student]])
+        theirs = frozenset(untaught[untaught.agreement.notna()].teacher)
+        if theirs and sets and theirs != frozenset().union(*sets.values()):
+            lines.append(
+                f"Student {student}: agreement and KL of the student alone and the control are "
+                f"with {quoted(theirs)}, those of the taught with "
+                f"{quoted(frozenset().union(*sets.values()))}."
             )
     return lines
 

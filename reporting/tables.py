@@ -15,9 +15,9 @@ from reporting.groups import (
     Cell,
     Grid,
     Group,
-    has_all_seeds,
     is_reference,
     short_ids,
+    usual_seeds,
 )
 
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
@@ -78,6 +78,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def quoted(teachers: Iterable[str]) -> str:
+    """Run ids of teachers as code; a row may name none."""
+    return ", ".join(f"`{name}`" if name else "an unnamed teacher" for name in sorted(teachers))
+
+
 def markdown(header: list[str], lines: Iterable[Iterable[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
     rule = [":---" if i < left else "---:" for i in range(len(header))]
@@ -91,7 +96,7 @@ def title(settings: dict) -> str:
     """The data, the length, and whatever else is not the reference protocol's."""
     size, validation = settings["train_size"], settings["val_size"]
     parts = [str(settings["dataset"]), f"{size:,.0f} training images"]
-    parts += [f"{settings['epochs']:g} epochs", f"T_max {settings['t_max']:g}"]
+    parts += [plural(int(settings["epochs"]), "epoch"), f"T_max {settings['t_max']:g}"]
     if validation:
         parts.insert(2, f"{validation:,.0f} for validation")
     for name in ("batch_size", "lr", "momentum", "weight_decay", "normalization"):
@@ -178,7 +183,7 @@ def pivot(cells: pd.DataFrame, write: Callable[[pd.Series], str]) -> str:
 def accuracy_pivot(grid: Grid) -> str:
     """Mean ± std; best of each column bold, the best overall marked, † above the student alone."""
     cells = grid.cells
-    means = cells["mean"][has_all_seeds(cells)].round(12)
+    means = cells["mean"][cells.n >= usual_seeds(cells)].round(12)
     column_best = means.groupby("alpha").transform("max")
     bold = means.index[means == column_best]
     seeds = cells.n.max()
@@ -194,12 +199,19 @@ def accuracy_pivot(grid: Grid) -> str:
     return pivot(cells, write)
 
 
+def seed_range(cells: pd.DataFrame) -> str:
+    """`2 seeds`, or `1 to 2 seeds` where cells differ; a cell without any is not counted."""
+    low, high = int(cells.n[cells.n > 0].min()), int(cells.n.max())
+    return plural(high, "seed") if low == high else f"{low} to {high} seeds"
+
+
 def legend(grid: Grid, group: Group) -> str:
     """What the marks in a pivot mean, with how it was tested; nothing that is not there."""
-    seeds = int(grid.cells.n.max())
-    text = "Bold: best mean of its column; (best): of all. " if len(grid.cells) > 1 else ""
+    seeds, usual = int(grid.cells.n.max()), usual_seeds(grid.cells)
+    among = f"; only cells of at least {plural(usual, 'seed')}" * bool((grid.cells.n < usual).any())
+    text = f"Bold: best mean of its column; (best): of all{among}. " if len(grid.cells) > 1 else ""
     if seeds > 1:
-        text += f"Mean ± standard deviation over {seeds} seeds. "
+        text += f"Mean ± standard deviation over {seed_range(grid.cells)}. "
     tested = int(grid.cells.p.notna().sum())
     if tested:
         text += (
@@ -242,13 +254,14 @@ def reference_part(group: Group, reference: pd.DataFrame) -> str:
     keys = [(row.role, row.model, row.alpha, row.temperature) for row in reference.itertuples()]
     reference = reference[[key in ours for key in keys]]
     if not len(reference):
-        return "No row of this group stands in the reference table."
+        return "No row of this group stands in the reference table." + others_students(group)
     mine = [ours[key] for key in keys if key in ours]
     reference = reference.assign(ours=[m.mean for m in mine], std=[m.std for m in mine])
     reference["difference"] = reference.ours - reference.test_acc
     text = [
         "Both sides are best epochs, chosen on the test set (column `best_test_acc`); the "
         "reference has one seed. Difference: this project minus the reference, in points."
+        + others_students(group)
     ]
     grid = reference[(reference.role == "distill") & (reference.model == "cnn")]
     rest = reference.drop(grid.index)
@@ -293,9 +306,8 @@ def reference_part(group: Group, reference: pd.DataFrame) -> str:
 
 def our_best(group: Group) -> dict[tuple, stats.Estimate]:
     """best_test_acc over seeds by (role, model, alpha, T), as the reference names its cells."""
-    plain = [g.rows for g in group.grids if g.method == "kd" and not g.scale_t2]
-    its = [is_reference(row) for row in group.teachers.to_dict("records")]
-    teachers = group.teachers[np.array(its, dtype=bool)]  # a list, if empty, would pick no column
+    teachers = reference_teachers(group)
+    plain = [g.rows[g.rows.teacher.isin(teachers.run_id)] for g in group.grids if g.is_plain]
     own = [rows[rows.role == "student"] for rows in group.alone.values()]
     found: dict[tuple, list[float]] = {}
     for rows in [*plain, teachers, *own]:
@@ -304,6 +316,25 @@ def our_best(group: Group) -> dict[tuple, stats.Estimate]:
             if not np.isnan(row.best_test_acc):
                 found.setdefault((row.role, row.model, *cell), []).append(row.best_test_acc)
     return {key: stats.estimate(values) for key, values in found.items()}
+
+
+def reference_teachers(group: Group) -> pd.DataFrame:
+    """The teachers trained as the reference's was: its protocol, its width."""
+    teachers = group.teachers[group.teachers.student == group.teachers.model]
+    its = [is_reference(row) for row in teachers.to_dict("records")]
+    return teachers[np.array(its, dtype=bool)]  # a list, if empty, would pick no column
+
+
+def others_students(group: Group) -> str:
+    """Whose students are not put beside the reference, if any are left out."""
+    known = set(reference_teachers(group).run_id)
+    others = {name for grid in group.grids if grid.is_plain for name in grid.rows.teacher} - known
+    if not others:
+        return ""
+    return (
+        f" Left out are the students of {quoted(others)}: not known to be a teacher of the "
+        "reference's width and protocol."
+    )
 
 
 BLANK = -1.0  # stands for a blank alpha or T in the reference, since NaN equals nothing
