@@ -12,9 +12,9 @@ from reporting.groups import (
     by_seed,
     cells_of,
     compare,
+    complete,
     rows_of,
     short_ids,
-    usual_seeds,
     values_by_cell,
 )
 from reporting.tables import (
@@ -122,9 +122,7 @@ def control_blocks(group: Group, student: str, grid: Grid | None) -> list[str]:
     alone = by_seed(group.alone[student])
     table = compare(controls, lambda _: alone)
     over = against_control(group, grid) if grid else pd.DataFrame()
-    means = pd.Series(dtype=float)
-    if grid:
-        means = grid.cells["mean"][grid.cells.n >= usual_seeds(grid.cells)]
+    means = complete(grid.cells)["mean"] if grid else pd.Series(dtype=float)
     lines = []
     for (alpha, _), control in table.iterrows():
         row = [f"{alpha:g}", mean_std(control["mean"], control["std"]), write_difference(control)]

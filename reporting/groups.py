@@ -288,12 +288,12 @@ def make_grid(rows: pd.DataFrame, alone: pd.Series) -> Grid:
         rows=rows,
         cells=compare(rows, lambda _: alone),
     )
-    complete = grid.cells[grid.cells.n >= usual_seeds(grid.cells)]
-    if len(complete):
-        grid.best = complete["mean"].idxmax()
+    eligible = complete(grid.cells)
+    if len(eligible):
+        grid.best = eligible["mean"].idxmax()
         grid.against_best = rank(grid)
-    if complete.val.notna().any():
-        grid.picked = complete.val.idxmax()
+    if eligible.val.notna().any():
+        grid.picked = eligible.val.idxmax()
     return grid
 
 
@@ -304,6 +304,11 @@ def usual_seeds(cells: pd.DataFrame) -> int:
     seed is under way, does not shut out the others.
     """
     return max(1, int(cells.n.mode().max()))
+
+
+def complete(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that may win: those of at least `usual_seeds`."""
+    return cells[cells.n >= usual_seeds(cells)]
 
 
 def rank(grid: Grid) -> pd.DataFrame:

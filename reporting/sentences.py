@@ -17,7 +17,7 @@ from reporting.groups import (
     by_seed,
     usual_seeds,
 )
-from reporting.tables import cell_name, interval, p_value, percent, plural, points, quoted
+from reporting.tables import cell_name, eligible, interval, p_value, percent, plural, points, quoted
 
 PERCENT = f"{100 * stats.LEVEL:g} %"
 
@@ -100,9 +100,8 @@ def best_cell(group: Group, grid: Grid) -> list[str]:
         over += "" if np.isnan(cell.p_holm) else f" (p {p_value(cell.p_holm)} after Holm)"
     if not len(others):
         return [f"Its only cell, {cell_name(grid.best)}, has {figure}{over}."]
-    usual = usual_seeds(grid.cells)
-    among = f" among the cells of at least {plural(usual, 'seed')}"
-    among *= bool((grid.cells.n < usual).any())
+    among = eligible(grid.cells)
+    among = f" among the {among}" if among else ""
     lines = [
         f"The best by mean{among} is {cell_name(grid.best)} with {figure}{over}. It was chosen on "
         "the test set among the cells, so its own figure and difference are flattered."
@@ -347,13 +346,13 @@ def mixed_teachers(group: Group) -> list[str]:
                 + "; ".join(f"{variant}: {quoted(names)}" for variant, names in sets.items())
                 + "), so a difference between them may be their teachers'."
             )
+        taught = frozenset().union(*sets.values())
         untaught = pd.concat([group.alone[student], group.controls[student]])
         theirs = frozenset(untaught[untaught.agreement.notna()].teacher)
-        if theirs and sets and theirs != frozenset().union(*sets.values()):
+        if theirs and sets and theirs != taught:
             lines.append(
                 f"Student {student}: agreement and KL of the student alone and the control are "
-                f"with {quoted(theirs)}, those of the taught with "
-                f"{quoted(frozenset().union(*sets.values()))}."
+                f"with {quoted(theirs)}, those of the taught with {quoted(taught)}."
             )
     return lines
 

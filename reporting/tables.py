@@ -15,6 +15,7 @@ from reporting.groups import (
     Cell,
     Grid,
     Group,
+    complete,
     is_reference,
     short_ids,
     usual_seeds,
@@ -183,7 +184,7 @@ def pivot(cells: pd.DataFrame, write: Callable[[pd.Series], str]) -> str:
 def accuracy_pivot(grid: Grid) -> str:
     """Mean ± std; best of each column bold, the best overall marked, † above the student alone."""
     cells = grid.cells
-    means = cells["mean"][cells.n >= usual_seeds(cells)].round(12)
+    means = complete(cells)["mean"].round(12)
     column_best = means.groupby("alpha").transform("max")
     bold = means.index[means == column_best]
     seeds = cells.n.max()
@@ -205,10 +206,18 @@ def seed_range(cells: pd.DataFrame) -> str:
     return plural(high, "seed") if low == high else f"{low} to {high} seeds"
 
 
+def eligible(cells: pd.DataFrame) -> str:
+    """`cells of at least 2 seeds`, which the best was chosen among; empty where that is all."""
+    if len(complete(cells)) == len(cells):
+        return ""
+    return f"cells of at least {plural(usual_seeds(cells), 'seed')}"
+
+
 def legend(grid: Grid, group: Group) -> str:
     """What the marks in a pivot mean, with how it was tested; nothing that is not there."""
-    seeds, usual = int(grid.cells.n.max()), usual_seeds(grid.cells)
-    among = f"; only cells of at least {plural(usual, 'seed')}" * bool((grid.cells.n < usual).any())
+    seeds = int(grid.cells.n.max())
+    among = eligible(grid.cells)
+    among = f"; only {among}" if among else ""
     text = f"Bold: best mean of its column; (best): of all{among}. " if len(grid.cells) > 1 else ""
     if seeds > 1:
         text += f"Mean ± standard deviation over {seed_range(grid.cells)}. "

@@ -147,6 +147,12 @@ def golden_rows():
     return pd.concat([first, frame(resnet), *students], ignore_index=True)
 
 
+def only(rows, metric=None):
+    """The one group of a frame."""
+    (group,), _ = groups.split(rows, metric)
+    return group
+
+
 def texts(rows, metric=None, pictures=()):
     """table.md and REPORT.md of a frame, as summarize.py makes them."""
     reference = report.read_reference(utils.ROOT / "results" / "reference.csv")

@@ -17,6 +17,7 @@ from summary_rows import (
     alone,
     by_hand,
     frame,
+    only,
     run,
     save,
     synthetic,
@@ -27,12 +28,6 @@ from summary_rows import (
 
 import utils
 from reporting import evidence, groups, methods, plots, sentences, stats, tables
-
-
-def only(rows, metric=None):
-    """The one group of a frame."""
-    (group,), _ = groups.split(rows, metric)
-    return group
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from summary_rows import REFERENCE, SHORT, alone, frame, synthetic, taught, teacher, texts
+from summary_rows import REFERENCE, SHORT, alone, frame, only, synthetic, taught, teacher, texts
 
-from reporting import evidence, groups, methods, plots, sentences, tables
+from reporting import evidence, methods, plots, sentences, tables
 
 SECOND = {"teacher": "resnet18-teacher-s1", "teacher_seed": 1}
-
-
-def only(rows):
-    found, _ = groups.split(rows)
-    assert len(found) == 1
-    return found[0]
 
 
 # ---------------------------------------------------------------- other teachers
