@@ -33,6 +33,7 @@ from cells import Cell, Settings
 from data import SOURCES, Data, Views, epoch_views, gather, load, normalise, plain
 from fused import FusedStep, can_fuse
 from grid import has_bfloat16
+from parallel import keep_freed_memory
 from teacher import CHUNK, Teacher
 from trainee import Batch, Trainee, initial_model, student_step
 from utils import ROOT, UserError, check_writable, machine, run_script, write_atomic
@@ -185,6 +186,7 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
 
 def figures(job: argparse.Namespace, barrier) -> dict:
     """What one process measures, and its peak memory in bytes."""
+    keep_freed_memory()
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     data = load(Settings(dataset=job.dataset), job.data_dir, device)

@@ -1,6 +1,7 @@
 """Ranks under torchrun on gloo, and kills."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -111,3 +112,26 @@ def test_killed_at_any_moment_nothing_is_lost():
     done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert "4 times the same bits and every row once" in done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_step_finds_the_memory_that_the_last_one_freed():
+    """Whether it would without our doing hangs on the addresses: up to 3,000 page faults a step."""
+    steps = """
+import resource
+import torch
+from parallel import keep_freed_memory
+
+def step():
+    return [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+
+keep_freed_memory()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = command("-c", steps)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 8192  # pages, of 163,840
