@@ -12,7 +12,7 @@ from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
-from utils import csv_path, read_rows
+from utils import csv_path, load_state, read_rows
 
 COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
 COMMON += ["--epochs", "2", "--lr", "0.01"]
@@ -71,6 +71,40 @@ def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
     assert two.ranks[0] == 2 and two.run_id[0] == one.run_id[0]
     for figure in ("test_loss", "train_acc"):
         assert two[figure][0] == pytest.approx(one[figure][0], abs=1e-5)
+
+
+STOPPED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import engine, train_teacher, utils
+
+step, steps = engine.student_step, []
+
+def stopping(*args):
+    step(*args)
+    steps.append(None)
+    if os.environ["RANK"] == "1" and len(steps) == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+engine.student_step = stopping
+utils.run_script(train_teacher.main)
+"""
+
+
+def test_data_parallel_ranks_leave_together_when_one_is_told_to(flags, tmp_path):
+    """Otherwise one would wait in its step for one that has left, and nobody would have saved."""
+    argv = [*flags, "--model", "cnn", "--width", 4, "--save-seconds", 1000]
+    torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "whole")
+    argv += ["--out-dir", tmp_path / "out"]
+    stopped = tmp_path / "stopped.py"
+    stopped.write_text(STOPPED.format(root=str(ROOT)))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    assert command(*words, stopped, *argv).returncode != 0
+    [folder] = tmp_path.glob("out/checkpoints/unfinished/*")
+    [state] = load_state(folder / "rank0.state")["cells"].values()
+    assert (state["epoch"], state["step"]) == (0, 5)
+    torchrun(2, "train_teacher.py", *argv)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
