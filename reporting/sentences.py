@@ -348,12 +348,16 @@ def mixed_teachers(group: Group) -> list[str]:
             )
         taught = frozenset().union(*sets.values())
         untaught = pd.concat([group.alone[student], group.controls[student]])
-        theirs = frozenset(untaught[untaught.agreement.notna()].teacher)
+        untaught = untaught[untaught.agreement.notna()]
+        theirs = frozenset(untaught.teacher)
+        shas = {sha for g in group.grids if g.student == student for sha in g.rows.teacher_sha}
+        start = (
+            f"Student {student}: agreement and KL of the student alone and the control are with "
+        )
         if theirs and sets and theirs != taught:
-            lines.append(
-                f"Student {student}: agreement and KL of the student alone and the control are "
-                f"with {quoted(theirs)}, those of the taught with {quoted(taught)}."
-            )
+            lines.append(f"{start}{quoted(theirs)}, those of the taught with {quoted(taught)}.")
+        elif sets and not shas.issuperset(untaught.teacher_sha.dropna()):
+            lines.append(f"{start}another checkpoint than the one that taught (`teacher_sha`).")
     return lines
 
 

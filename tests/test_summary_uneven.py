@@ -48,6 +48,18 @@ def test_grids_of_different_teachers_are_no_fair_comparison():
     assert "agreement and KL of the student alone and the control are with" in said
 
 
+def test_a_teacher_trained_again_is_another_to_agree_with():
+    known = {"agreement": 0.6, "teacher": "resnet18-teacher-s0"}
+    same, other = (
+        sentences.gaps(
+            only(frame([alone(0, 0.6, teacher_sha=sha, **known), taught(0.5, 10, 0, 0.61)]))
+        )
+        for sha in ("0123456789ab", "ba9876543210")
+    )
+    said = "agreement and KL of the student alone and the control are with another checkpoint"
+    assert said in other and said not in same
+
+
 def test_curves_show_the_teacher_that_taught():
     rows = synthetic(2, alphas=(0.5,), ts=(1, 5, 10, 20))
     other = teacher(0.8, **SHORT, test_curve="0.6 0.6 0.6 0.6 0.6 0.6")
