@@ -71,7 +71,7 @@ def parser(description: str) -> Parser:
     add("--momentum", type=BELOW_ONE, default=DEFAULTS.momentum, help="SGD momentum")
     add("--weight-decay", type=NOT_NEGATIVE, default=DEFAULTS.weight_decay, help="SGD weight decay")
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
-        help="bfloat16 autocast in the ResNet; unset: where the hardware has it")  # fmt: skip
+        help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument

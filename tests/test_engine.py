@@ -9,6 +9,7 @@ from conftest import CPU, GRID, TINY, train_all, weights
 from method_inputs import RESPONSE
 
 import engine
+import grid
 import teacher as teacher_module
 from cells import Cell
 from data import epoch_views, gather, normalise
@@ -30,6 +31,21 @@ def test_cosine_is_torchs():
         assert math.isclose(cosine_lr(0.1, epoch, 200), scheduler.get_last_lr()[0], abs_tol=1e-12)
         optimiser.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "Intel(R) Xeon(R)", True),
+        ({"avx512_bf16": True}, "Intel(R) Xeon(R)", False),
+        ({"avx512_bf16": True}, "AMD EPYC", True),
+        ({}, "AMD EPYC", False),
+    ],
+)
+def test_bfloat16_only_where_it_is_faster(monkeypatch, found, name, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(grid, "machine", lambda device: name)
+    assert grid.has_bfloat16(CPU) is expected
 
 
 def test_same_seed_same_bits_other_seed_others(make_run):
