@@ -339,7 +339,8 @@ def mixed_teachers(group: Group) -> list[str]:
     """Where two grids, or a grid and the student alone, were measured with different teachers."""
     lines = []
     for student in group.students():
-        sets = {g.variant: frozenset(g.rows.teacher) for g in group.grids if g.student == student}
+        grids = [grid for grid in group.grids if grid.student == student]
+        sets = {grid.variant: frozenset(grid.rows.teacher) for grid in grids}
         if len(set(sets.values())) > 1:
             lines.append(
                 f"Student {student}: its grids had different teachers ("
@@ -350,7 +351,7 @@ def mixed_teachers(group: Group) -> list[str]:
         untaught = pd.concat([group.alone[student], group.controls[student]])
         untaught = untaught[untaught.agreement.notna()]
         theirs = frozenset(untaught.teacher)
-        shas = {sha for g in group.grids if g.student == student for sha in g.rows.teacher_sha}
+        shas = {sha for grid in grids for sha in grid.rows.teacher_sha}
         start = (
             f"Student {student}: agreement and KL of the student alone and the control are with "
         )

@@ -16,10 +16,11 @@ from utils import csv_path, load_state, read_rows
 
 COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
 COMMON += ["--epochs", "2", "--lr", "0.01"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def torchrun(ranks: int, *argv: object) -> None:
-    done = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *argv)
+    done = command(*TORCHRUN, ranks, *argv)
     assert done.returncode == 0, done.stderr
 
 
@@ -98,8 +99,7 @@ def test_data_parallel_ranks_leave_together_when_one_is_told_to(flags, tmp_path)
     argv += ["--out-dir", tmp_path / "out"]
     stopped = tmp_path / "stopped.py"
     stopped.write_text(STOPPED.format(root=str(ROOT)))
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    assert command(*words, stopped, *argv).returncode != 0
+    assert command(*TORCHRUN, 2, stopped, *argv).returncode != 0
     [folder] = tmp_path.glob("out/checkpoints/unfinished/*")
     [state] = load_state(folder / "rank0.state")["cells"].values()
     assert (state["epoch"], state["step"]) == (0, 5)
@@ -127,8 +127,7 @@ def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_pat
     argv = [*flags, "--teacher", teacher, "--epochs", 60, "--alpha", 0.1, 0.5, 0.9]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
     argv += ["--out-dir", tmp_path / "out"]
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "distill.py"]
-    words = [sys.executable, *map(str, words + argv)]
+    words = [sys.executable, *map(str, [*TORCHRUN, 2, "distill.py", *argv])]
     run = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     while len(list(tmp_path.glob("out/runs/*/*"))) < 3:  # both have begun
         assert run.poll() is None
