@@ -32,7 +32,7 @@ import flags
 from cells import Cell, Settings
 from data import SOURCES, Data, Views, epoch_views, gather, load, normalise, plain
 from fused import FusedStep, can_fuse
-from grid import has_bfloat16
+from grid import bfloat16_is_faster
 from parallel import keep_freed_memory
 from teacher import CHUNK, Teacher
 from trainee import Batch, Trainee, initial_model, student_step
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--cells goes up to {max(SIZES)}, five seeds of the reference's grid")
     check_writable(args.out_dir / "results")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    amp, cores = has_bfloat16(device), os.cpu_count()
+    amp, cores = bfloat16_is_faster(device), os.cpu_count()
     common = {"dataset": args.dataset, "data_dir": args.data_dir, "device": device.type}
     common |= {"repeats": max(8, args.repeats)}
     one = argparse.Namespace(**common, way="plain", ranks=1, threads=cores, cells=1, amp=False)

@@ -32,7 +32,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     ranks, device = parallel.start(args.device, args.threads)
     settings = settings_of(args)
     if settings.amp is None:
-        settings = dataclasses.replace(settings, amp=has_bfloat16(device))
+        settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
     for name in ("results", "checkpoints", "runs"):
         check_writable(args.out_dir / name)
     taught = any(cell.method != "none" for cell in cells)
@@ -65,7 +65,7 @@ def grouped(cells: list[Cell]) -> list[list[Cell]]:
     return [list(group) for _, group in groupby(sorted(cells, key=key), key)]
 
 
-def has_bfloat16(device: torch.device) -> bool:
+def bfloat16_is_faster(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: GPUs since Ampere, CPUs with AMX or AVX512.
 
     Not Intel's with AVX512 alone: on one a ResNet-18 took 1.4 times as long as in float32.

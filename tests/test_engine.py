@@ -45,7 +45,7 @@ def test_cosine_is_torchs():
 def test_bfloat16_only_where_it_is_faster(monkeypatch, found, name, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(grid, "machine", lambda device: name)
-    assert grid.has_bfloat16(CPU) is expected
+    assert grid.bfloat16_is_faster(CPU) is expected
 
 
 def test_same_seed_same_bits_other_seed_others(make_run):
