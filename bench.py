@@ -29,14 +29,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import flags
-from cells import Cell, Settings
-from data import SOURCES, Data, Views, epoch_views, gather, load, normalise, plain
-from fused import FusedStep, can_fuse
-from grid import bfloat16_is_faster
-from parallel import keep_freed_memory
-from teacher import CHUNK, Teacher
-from trainee import Batch, Trainee, initial_model, student_step
-from utils import ROOT, UserError, check_writable, machine, run_script, write_atomic
+from datasets.sources import SOURCES, Data, load
+from datasets.views import Views, epoch_views, gather, normalise, plain
+from engine.cells import Cell, Settings
+from engine.fused import FusedStep, can_fuse
+from engine.grid import bfloat16_is_faster
+from engine.parallel import keep_freed_memory
+from engine.rows import machine
+from engine.teacher import CHUNK, Teacher
+from engine.trainee import Batch, Trainee, initial_model, student_step
+from utils import ROOT, UserError, check_writable, run_script, write_atomic
 
 ALPHAS = [0.1, 0.25, 0.5, 0.75, 0.9]
 TEMPERATURES = [1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0]
@@ -189,7 +191,7 @@ def figures(job: argparse.Namespace, barrier) -> dict:
     keep_freed_memory()
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
-    data = load(Settings(dataset=job.dataset), job.data_dir, device)
+    data = load(job.dataset, job.data_dir, device)
     answer = WAYS[job.way](data, device, job, barrier.wait)
     answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":

@@ -9,8 +9,8 @@ import argparse
 from itertools import product
 
 import flags
-from cells import Cell
-from grid import run_command, teacher_seed
+from engine.cells import Cell
+from engine.grid import run_command, teacher_seed
 from losses import METHODS
 from models import MODELS
 from utils import UserError, run_script

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from cells import Settings
-from data import SOURCES
+from datasets.sources import SOURCES
+from engine.cells import Settings
 from losses import METHODS
 from models import MODELS
 from utils import ROOT, UserError
@@ -123,8 +123,3 @@ def method_help() -> str:
         for name, method in METHODS.items()
     ]
     return "; ".join(["none: no teacher, hard loss x (1 - alpha)", *clauses]).replace("%", "%%")
-
-
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The settings among the flags; --amp still as given."""
-    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import flags
 import utils
+from engine.rows import csv_path, read_rows
 from reporting import groups, plots, report
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    path = utils.csv_path(args.out_dir)
-    rows = utils.read_rows(path)
+    path = csv_path(args.out_dir)
+    rows = read_rows(path)
     if rows.empty:
         raise utils.UserError(
             f"no finished run in {path}: run `sh exp.sh` (or train_student.py, or distill.py) first"

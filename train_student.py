@@ -7,8 +7,8 @@ measured at the end; it has no part in the training.
 """
 
 import flags
-from cells import Cell
-from grid import run_command
+from engine.cells import Cell
+from engine.grid import run_command
 from models import MODELS
 from utils import run_script
 

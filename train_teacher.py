@@ -5,8 +5,8 @@ torchrun --nproc-per-node 4 train_teacher.py      # the batch split over four GP
 """
 
 import flags
-from cells import Cell
-from grid import run_command
+from engine.cells import Cell
+from engine.grid import run_command
 from models import MODELS
 from utils import run_script
 

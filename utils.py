@@ -1,29 +1,19 @@
-"""The disk and the terminal: errors, files that are whole or absent, the CSV, TensorBoard."""
+"""What every part may use: errors, randomness, files that are whole or absent, TensorBoard."""
 
 import contextlib
-import datetime
-import functools
 import hashlib
 import io
 import os
-import platform
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-
-from cells import COLUMNS, ROLES
 
 ROOT = Path(__file__).resolve().parent
 
@@ -60,13 +50,19 @@ def run_script(main: Callable[[], None]) -> None:
         raise SystemExit(stop.status) from None
 
 
+def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
+    """The random numbers for one purpose: a pure function of (seed, epoch, purpose)."""
+    key = np.random.SeedSequence((seed, epoch, zlib.crc32(purpose.encode())))
+    return np.random.Generator(np.random.PCG64(key))
+
+
 # ---------------------------------------------------------------- whole files
 
 
-def write_atomic(path: Path, content: bytes, keep_previous: bool = False) -> None:
+def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, not a torn one.
 
-    With `keep_previous` the file that stood there survives as `<name>.previous`.
+    What stood there survives as `previous`, if that is given.
     Raises UserError if the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,8 +72,8 @@ def write_atomic(path: Path, content: bytes, keep_previous: bool = False) -> Non
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            path.replace(previous(path))
+        if previous and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -87,16 +83,16 @@ def write_atomic(path: Path, content: bytes, keep_previous: bool = False) -> Non
         ) from None
 
 
-def previous(path: Path) -> Path:
-    """Where `keep_previous` leaves the older file."""
-    return path.with_name(path.name + ".previous")
-
-
 def check_writable(folder: Path) -> None:
     """Fail before hours of training rather than after. Raises UserError."""
     probe = folder / f".writable.{os.getpid()}"
     write_atomic(probe, b"")
     probe.unlink()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -135,148 +131,6 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     content["sha"] = hashlib.sha256(raw).hexdigest()[:12]
     return content
-
-
-def save_state(path: Path, content: dict) -> None:
-    """Save an unfinished run: a SHA-256, then the torch file; the save before it is kept."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    raw = buffer.getvalue()
-    write_atomic(path, hashlib.sha256(raw).digest() + raw, keep_previous=True)
-
-
-def load_state(path: Path) -> dict | None:
-    """The newest whole save of an unfinished run, or None: a torn one falls back to the last."""
-    for candidate in (path, previous(path)):
-        with contextlib.suppress(OSError):
-            raw = candidate.read_bytes()
-            if hashlib.sha256(raw[32:]).digest() == raw[:32]:
-                return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
-            print(f"{candidate} is torn; falling back to the save before it", file=sys.stderr)
-    return None
-
-
-def load_states(folder: Path) -> list[dict]:
-    """The newest whole save of every rank that left one."""
-    names = {file.name.removesuffix(".previous") for file in folder.glob("rank*.state*")}
-    return [state for name in sorted(names) if (state := load_state(folder / name))]
-
-
-def remove_states(folder: Path) -> None:
-    """Forget an unfinished run."""
-    for file in folder.glob("rank*.state*"):
-        file.unlink(missing_ok=True)
-
-
-def claim(folder: Path) -> filelock.FileLock:
-    """Hold a folder for this process until release. Raises UserError where another has it."""
-    check_writable(folder)
-    lock = filelock.FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(
-            f"another process is training these cells ({folder}): wait for it"
-        ) from None
-    return lock
-
-
-# ---------------------------------------------------------------- the CSV
-
-
-def csv_path(out_dir: Path) -> Path:
-    """The one CSV of an --out-dir."""
-    return out_dir / "results" / "results.csv"
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """results.csv as a frame, one row a finished run; empty if there is no file yet.
-
-    Raises UserError if it cannot be read or is not this project's CSV.
-    """
-    if not path.exists():
-        return pd.DataFrame(columns=COLUMNS)
-    advice = "mend it, move it away, or choose another --out-dir"
-    try:
-        rows = pd.read_csv(path, dtype={"torch": str, "commit": str, "teacher_sha": str})
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path} ({reason}): {advice}") from None
-    if list(rows.columns) != COLUMNS:
-        odd = sorted(set(COLUMNS) ^ set(rows.columns)) or ["their order"]
-        raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
-    if rows.run_id.isna().any() or rows.run_id.duplicated().any():
-        raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
-    if not rows.role.isin(ROLES).all():
-        raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
-    for name in ("seed", "alpha", "temperature", "test_acc", "best_test_acc"):
-        if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
-            raise UserError(f"{path} has something that is no number under {name}: {advice}")
-    return rows
-
-
-def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
-    """Add finished runs to the CSV, under a lock and in one atomic replacement.
-
-    A row with the run_id of a new one is replaced. Raises UserError as read_rows does.
-    """
-    path = csv_path(out_dir)
-    new = pd.DataFrame(list(new), columns=COLUMNS)
-    with locked(path):
-        old = read_rows(path)
-        if len(old):  # as the very text they are: a number read and written again may change
-            old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        old = old[~old.run_id.isin(new.run_id)]
-        lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
-        header = ",".join(COLUMNS) + "\n"
-        write_atomic(path, (header + "".join(lines)).encode())
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `<path>.lock`, waiting for whoever has it."""
-    check_writable(path.parent)
-    with filelock.FileLock(str(path) + ".lock"):
-        yield
-
-
-# ---------------------------------------------------------------- stopping and saving
-
-
-class Keeper:
-    """Says when to save: about every `seconds`, and at once after Ctrl-C or SIGTERM.
-
-    Signals only set a mark, so that what is saved is never a step half done. A second Ctrl-C does
-    not wait.
-    """
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.last = time.monotonic()
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.mark)
-
-    def mark(self, number: int, frame: object) -> None:
-        # torchrun passes on to its ranks what they have had from the terminal already.
-        if self.signal and "RANK" not in os.environ:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-
-    def due(self) -> bool:
-        """Whether the state should be saved now."""
-        return bool(self.signal) or time.monotonic() - self.last >= self.seconds
-
-    def saved(self) -> None:
-        """The state is safe. Raises Interrupted where a signal asked to stop."""
-        self.last = time.monotonic()
-        if self.signal:
-            raise Interrupted(128 + self.signal)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- TensorBoard
@@ -329,53 +183,3 @@ def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
         for name, png in images.items():
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
             writer.add_image(name, pixels, dataformats="HWC")
-
-
-# ---------------------------------------------------------------- where and with what
-
-
-def provenance(device: str, threads: int, ranks: int) -> dict:
-    """The columns that say where and with what a run was made."""
-    return {
-        "device": device,
-        "machine": machine(device),
-        "threads": threads,
-        "ranks": ranks,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": commit(),
-        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def machine(device: str) -> str:
-    """The name of the GPU, or of the processor and its core count."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """This checkout's commit, with a `+` where the working tree differs from it."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        sha = subprocess.run(git + ["rev-parse", "--short=10", "HEAD"], capture_output=True)
-        dirty = subprocess.run(git + ["diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True)
-    except OSError:
-        return ""
-    return sha.stdout.decode().strip() + ("+" if dirty.returncode == 1 else "")
-
-
-@functools.cache
-def code_checksum() -> int:
-    """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
-    names = ("cells", "data", "engine", "fused", "losses", "stage_losses", "teacher", "trainee")
-    files = [ROOT / f"{name}.py" for name in names] + sorted((ROOT / "models").glob("*.py"))
-    return zlib.crc32(b"".join(file.read_bytes() for file in files))

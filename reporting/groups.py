@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cells import DATA_SETTINGS, Settings
+from engine.cells import DATA_SETTINGS, Settings
 from models import MODELS
 from reporting import stats
 from utils import UserError

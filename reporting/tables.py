@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from cells import Settings
+from engine.cells import Settings
 from reporting import stats
 from reporting.groups import (
     CIFAR10_TRAIN,

@@ -13,13 +13,14 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from cells import Cell, Settings  # noqa: E402
-from data import Data, to_device  # noqa: E402
-from engine import Run, train  # noqa: E402
-from parallel import Ranks  # noqa: E402
-from teacher import Teacher  # noqa: E402
-from trainee import initial_model  # noqa: E402
-from utils import Keeper, run_script  # noqa: E402
+from datasets.sources import Data, to_device  # noqa: E402
+from engine.cells import Cell, Settings  # noqa: E402
+from engine.loop import train  # noqa: E402
+from engine.parallel import Ranks  # noqa: E402
+from engine.resume import Keeper, Run  # noqa: E402
+from engine.teacher import Teacher  # noqa: E402
+from engine.trainee import initial_model  # noqa: E402
+from utils import run_script  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Settings(dataset="shapes", epochs=2, batch_size=32, t_max=2, lr=0.05)

@@ -26,7 +26,7 @@ from conftest import make_images, script, weights  # noqa: E402
 
 import distill  # noqa: E402
 import train_teacher  # noqa: E402
-from utils import csv_path, read_rows  # noqa: E402
+from engine.rows import csv_path, read_rows  # noqa: E402
 
 COMMON = "--dataset folder --batch-size 20 --device cpu --threads 1".split()
 GRID = "--alpha 0.1 0.5 0.9 --temperature 1 4 --momentum 0.9 --lr 0.01 --epochs 3".split()

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import summarize
 import utils
-from cells import COLUMNS
+from engine.rows import COLUMNS, csv_path, read_rows
 from reporting import groups, report
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -93,7 +93,7 @@ def run(out_dir, monkeypatch, *flags):
 
 
 def save(out_dir, rows):
-    path = utils.csv_path(out_dir)
+    path = csv_path(out_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(rows if isinstance(rows, str) else rows.to_csv(index=False))
     return path
@@ -164,6 +164,6 @@ def texts(rows, metric=None, pictures=()):
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     golden_rows().to_csv(GOLDEN / "results.csv", index=False)
-    golden = texts(utils.read_rows(GOLDEN / "results.csv"), pictures=PICTURES)
+    golden = texts(read_rows(GOLDEN / "results.csv"), pictures=PICTURES)
     for name, content in zip(("table.md", "REPORT.md"), golden, strict=True):
         (GOLDEN / name).write_bytes(content.encode())

@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from conftest import CPU, random_split
 from PIL import Image
 from torchvision.transforms.functional import crop, hflip, normalize, pad, to_tensor
 
-import data
-from cells import Settings
-from data import Views, epoch_views, gather, load, normalise, plain, split_off
+from datasets import sources
+from datasets.sources import load, split_off
+from datasets.views import Views, epoch_views, gather, normalise, plain
 from utils import UserError
 
 
@@ -23,12 +22,12 @@ def test_all_162_views_are_torchvisions(tmp_path):
     dy, dx, flip = (torch.tensor(column) for column in zip(*views, strict=True))
     index = torch.arange(len(views)) % 3
     pixels = gather(split, Views(index, dy, dx, flip))
-    ours = normalise(pixels, data.REFERENCE_MEAN, data.REFERENCE_STD)
+    ours = normalise(pixels, sources.REFERENCE_MEAN, sources.REFERENCE_STD)
     for i, (top, left, flipped) in enumerate(views):
         image = Image.fromarray(split.padded[i % 3, 4:36, 4:36].numpy())
         theirs = crop(pad(image, 4), top, left, 32, 32)
         theirs = to_tensor(hflip(theirs) if flipped else theirs)
-        theirs = normalize(theirs, data.REFERENCE_MEAN, data.REFERENCE_STD)
+        theirs = normalize(theirs, sources.REFERENCE_MEAN, sources.REFERENCE_STD)
         assert torch.equal(ours[i], theirs)
 
 
@@ -73,7 +72,7 @@ def test_sizes_beyond_the_data_are_refused(val, train):
 
 def test_moments_are_the_pixels_own():
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
-    mean, std = data.channel_moments(images)
+    mean, std = sources.channel_moments(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)))
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)))
 
@@ -94,23 +93,20 @@ def tree(tmp_path):
     return tmp_path
 
 
-FOLDER = Settings(dataset="folder")
-
-
 def test_folder_is_read_and_cached(tree, monkeypatch):
-    first = load(FOLDER, tree, CPU)
+    first = load("folder", tree, CPU)
     assert first.classes == ["ant", "bee"] and len(first.train) == 6 and len(first.test) == 6
     image = np.asarray(Image.open(tree / "train" / "bee" / "1.png"))
     assert np.array_equal(plain(first.train, slice(4, 5))[0].permute(1, 2, 0).numpy(), image)
-    monkeypatch.setattr(data, "decode", None)  # a second decoding would fail
-    again = load(FOLDER, tree, CPU)
+    monkeypatch.setattr(sources, "decode", None)  # a second decoding would fail
+    again = load("folder", tree, CPU)
     assert torch.equal(first.train.padded, again.train.padded)
     assert first.fingerprint == again.fingerprint
 
 
 @pytest.mark.parametrize("change", ["rewrite", "add", "remove", "move"])
 def test_cache_notices_a_changed_tree(tree, change):
-    before = load(FOLDER, tree, CPU)
+    before = load("folder", tree, CPU)
     target = tree / "train" / "ant" / "1.png"
     if change == "rewrite":
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(target)
@@ -122,24 +118,24 @@ def test_cache_notices_a_changed_tree(tree, change):
         target.unlink()
     else:
         target.rename(tree / "train" / "bee" / "7.png")
-    after = load(FOLDER, tree, CPU)
+    after = load("folder", tree, CPU)
     assert after.fingerprint != before.fingerprint
 
 
 def test_a_broken_cache_is_made_again(tree):
-    before = load(FOLDER, tree, CPU)
+    before = load("folder", tree, CPU)
     cache = tree / ".kd-arrays.npz"
     cache.write_bytes(cache.read_bytes()[:1000])
-    assert load(FOLDER, tree, CPU).fingerprint == before.fingerprint
+    assert load("folder", tree, CPU).fingerprint == before.fingerprint
 
 
 def test_cifar10_is_the_same_as_archive_and_as_files(tree, monkeypatch):
-    arrays, classes = data.folder(tree)
+    arrays, classes = sources.folder(tree)
     backwards = {name: (images[::-1], labels[::-1]) for name, (images, labels) in arrays.items()}
-    crc = data.checksums({name: data.by_content(*arrays[name]) for name in arrays})
-    monkeypatch.setattr(data, "CIFAR10_CRC", crc)
-    monkeypatch.setattr(data, "cifar10_archive", lambda _: (backwards, classes))
-    files, archive = load(Settings(), tree, CPU), load(Settings(), tree / "nowhere", CPU)
+    crc = sources.checksums({name: sources.by_content(*arrays[name]) for name in arrays})
+    monkeypatch.setattr(sources, "CIFAR10_CRC", crc)
+    monkeypatch.setattr(sources, "cifar10_archive", lambda _: (backwards, classes))
+    files, archive = load("cifar10", tree, CPU), load("cifar10", tree / "nowhere", CPU)
     assert files.fingerprint == archive.fingerprint
     assert torch.equal(files.test.padded, archive.test.padded)
     assert files.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -147,33 +143,33 @@ def test_cifar10_is_the_same_as_archive_and_as_files(tree, monkeypatch):
 
 def test_other_images_are_not_taken_for_cifar10(tree):
     with pytest.raises(UserError, match="not CIFAR-10.*--dataset folder"):
-        load(Settings(), tree, CPU)
+        load("cifar10", tree, CPU)
 
 
 def test_other_sizes_and_modes_are_resized(tree):
     Image.new("L", (64, 48), 200).save(tree / "train" / "ant" / "0.png")
-    pixels = plain(load(FOLDER, tree, CPU).train, slice(0, 1))
+    pixels = plain(load("folder", tree, CPU).train, slice(0, 1))
     assert (pixels == 200).all()
 
 
 def test_folder_mistakes_are_one_line(tree):
     (tree / "train" / "cat").mkdir()
     with pytest.raises(UserError, match="cat"):
-        load(FOLDER, tree, CPU)
+        load("folder", tree, CPU)
     Image.new("RGB", (32, 32)).save(tree / "train" / "cat" / "0.png")
     with pytest.raises(UserError, match="differ in the class folders.*cat"):
-        load(FOLDER, tree, CPU)
+        load("folder", tree, CPU)
     (tree / "train" / "cat" / "0.png").unlink()
     (tree / "train" / "cat").rmdir()
     (tree / "train" / "ant" / "0.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="0.png"):
-        load(FOLDER, tree, CPU)
+        load("folder", tree, CPU)
     with pytest.raises(UserError, match="no image folder"):
-        load(FOLDER, tree / "nowhere", CPU)
+        load("folder", tree / "nowhere", CPU)
 
 
 def test_validation_images_are_never_trained_on(tree):
-    loaded = load(replace(FOLDER, val_size=2), tree, CPU)
+    loaded = load("folder", tree, CPU, val_size=2)
     trained = {image.numpy().tobytes() for image in loaded.train.padded}
     held = {image.numpy().tobytes() for image in loaded.val.padded}
     assert len(trained) == 4 and len(held) == 2 and not trained & held

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-import download
+from datasets import download
 from utils import UserError
 
 

@@ -8,19 +8,20 @@ import torch
 from conftest import CPU, GRID, TINY, train_all, weights
 from method_inputs import RESPONSE
 
-import engine
-import grid
-import teacher as teacher_module
-from cells import Cell
-from data import epoch_views, gather, normalise
-from engine import Group, train
-from fused import FusedStep, can_fuse
+from datasets.views import epoch_views, gather, normalise, plain
+from engine import grid, resume
+from engine import teacher as teacher_module
+from engine.cells import Cell, run_id
+from engine.fused import FusedStep, can_fuse
+from engine.loop import train
+from engine.measure import calibration_error
+from engine.parallel import Ranks
+from engine.resume import Keeper, claim, clear, folder_of, load_state, save_state
+from engine.rows import read_rows
+from engine.teacher import EpochAhead
+from engine.trainee import Batch, Trainee, cosine_lr, student_step
 from losses import METHODS
-from measure import calibration_error
-from parallel import Ranks
-from teacher import EpochAhead
-from trainee import Batch, Trainee, cosine_lr, student_step
-from utils import Interrupted, Keeper, UserError, load_state, read_rows, save_state
+from utils import Interrupted, UserError
 
 
 def test_cosine_is_torchs():
@@ -262,7 +263,7 @@ def test_a_mended_loss_does_not_go_on_from_the_old_ones_weights(make_run, monkey
     run = make_run("out", keeper=Countdown(3))
     with pytest.raises(Interrupted):
         train(GRID, GRID, run)
-    monkeypatch.setattr(engine, "code_checksum", lambda: 1)
+    monkeypatch.setattr(resume, "code_checksum", lambda: 1)
     run.keeper = Keeper(1e9)
     with pytest.raises(UserError, match="code .*, now 1"):
         train(GRID, GRID, run)
@@ -270,19 +271,18 @@ def test_a_mended_loss_does_not_go_on_from_the_old_ones_weights(make_run, monkey
 
 def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
     run = make_run("out")
-    folder = engine.unfinished(GRID, run)
-    lock = engine.claim(folder)
-    engine.clear(GRID, run)
+    folder = folder_of(GRID, run)
+    lock = claim(folder)
+    clear(GRID, run)
     assert folder.exists()
     lock.release()
-    engine.clear(GRID, run)
+    clear(GRID, run)
     assert not folder.exists()
 
 
 def test_two_at_once_are_refused(make_run):
     run = make_run("out")
-    group = Group(GRID, GRID, run)
-    lock = engine.claim(group.folder)
+    lock = claim(folder_of(GRID, run))
     with pytest.raises(UserError, match="another process"):
         train(GRID, GRID, run)
     lock.release()
@@ -316,19 +316,19 @@ def test_rows_say_what_was_measured(make_run, tiny_data, tiny_teacher):
     run = make_run("out", val := replace(TINY, val_size=0))
     train_all(GRID, run)
     rows = read_rows(run.out_dir / "results" / "results.csv").set_index("run_id")
-    row = rows.loc[engine.run_id(GRID[0], val)]
+    row = rows.loc[run_id(GRID[0], val)]
     curve = [float(value) for value in row.test_curve.split()]
     assert len(curve) == 2 and row.test_acc == pytest.approx(curve[-1], abs=1e-6)
     assert row.best_test_acc == pytest.approx(max(curve)) and row.params == 5_538
     assert curve[row.best_epoch - 1] == max(curve)
     state = torch.load(run.out_dir / "checkpoints" / f"{row.name}.pt", weights_only=True)
-    model = engine.Trainee(GRID[0], val, 10, CPU).model
+    model = Trainee(GRID[0], val, 10, CPU).model
     model.load_state_dict(state["state"])
-    x = normalise(engine.measure.plain(tiny_data.test, slice(0, 40)), *[(0.5,) * 3, (0.25,) * 3])
+    x = normalise(plain(tiny_data.test, slice(0, 40)), *[(0.5,) * 3, (0.25,) * 3])
     with torch.no_grad():
         logits = model.eval()(x)
     assert row.test_acc == pytest.approx((logits.argmax(1) == tiny_data.test.labels).float().mean())
-    taught = tiny_teacher(engine.measure.plain(tiny_data.test, slice(0, 40)))
+    taught = tiny_teacher(plain(tiny_data.test, slice(0, 40)))
     assert row.agreement == pytest.approx((taught.argmax(1) == logits.argmax(1)).float().mean())
     p, q = taught.double().softmax(1), logits.double().softmax(1)
     assert row.teacher_kl == pytest.approx((p * (p / q).log()).sum(1).mean().item())

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.trainee import mix
 from losses import METHODS, hard_loss, soft_loss
-from trainee import mix
 
 # Two samples, two classes, T = 2.
 STUDENT = torch.tensor([[0.0, 2 * math.log(3)], [1.0, 1.0]])

@@ -12,7 +12,8 @@ from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
-from utils import csv_path, load_state, read_rows
+from engine.resume import load_state
+from engine.rows import csv_path, read_rows
 
 COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
 COMMON += ["--epochs", "2", "--lr", "0.01"]
@@ -77,9 +78,10 @@ def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
 STOPPED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import engine, train_teacher, utils
+import train_teacher, utils
+from engine import loop
 
-step, steps = engine.student_step, []
+step, steps = loop.student_step, []
 
 def stopping(*args):
     step(*args)
@@ -87,7 +89,7 @@ def stopping(*args):
     if os.environ["RANK"] == "1" and len(steps) == 5:
         os.kill(os.getpid(), signal.SIGTERM)
 
-engine.student_step = stopping
+loop.student_step = stopping
 utils.run_script(train_teacher.main)
 """
 
@@ -153,7 +155,7 @@ def test_a_step_finds_the_memory_that_the_last_one_freed():
     steps = """
 import resource
 import torch
-from parallel import keep_freed_memory
+from engine.parallel import keep_freed_memory
 
 def step():
     return [torch.ones(2**20) for _ in range(8)]  # 4 MiB each

@@ -16,8 +16,7 @@ import distill
 import summarize
 import train_student
 import train_teacher
-from cells import COLUMNS
-from utils import read_rows
+from engine.rows import COLUMNS, read_rows
 
 
 @pytest.fixture(scope="module")

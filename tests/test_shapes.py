@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import shapes
+from datasets import shapes
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from summary_rows import (
     texts,
 )
 
-import utils
+from engine.rows import read_rows
 from reporting import evidence, groups, methods, plots, sentences, stats, tables
 
 
@@ -41,7 +41,7 @@ def grid():
 
 
 def test_golden_files():
-    table, text = texts(utils.read_rows(GOLDEN / "results.csv"), pictures=PICTURES)
+    table, text = texts(read_rows(GOLDEN / "results.csv"), pictures=PICTURES)
     assert table.encode() == (GOLDEN / "table.md").read_bytes()
     assert text.encode() == (GOLDEN / "REPORT.md").read_bytes()
 

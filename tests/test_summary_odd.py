@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from summary_rows import REFERENCE, SHORT, alone, by_hand, frame, run, save, taught, teacher, texts
 
-import utils
+from engine.rows import read_rows
 from reporting import groups, plots
 
 # ---------------------------------------------------------------- odd CSVs
@@ -38,7 +38,7 @@ def odd_csvs():
 @pytest.mark.parametrize("name", odd_csvs())
 def test_odd_csvs_are_summarised(name, protocol, tmp_path):
     path = save(tmp_path, odd_csvs()[name].assign(**protocol))
-    rows = utils.read_rows(path)
+    rows = read_rows(path)
     table, text = texts(rows)
     assert "nan" not in table + text
     if name in ("one cell", "diverged seed", "no alone", "short curve"):

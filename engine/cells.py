@@ -4,10 +4,7 @@ A cell is an independent unit of work. Its run id names it together with every s
 differs from the reference protocol, so that two runs share an id only if they are the same run.
 """
 
-import zlib
-from dataclasses import dataclass, fields
-
-import numpy as np
+from dataclasses import dataclass
 
 from models import MODELS
 
@@ -109,27 +106,3 @@ def label(cell: Cell) -> str:
         return f"{cell.model}{scaled}, seed {cell.seed}"
     temperature = f" T {cell.temperature:g}" if cell.temperature is not None else ""
     return f"{cell.model} {cell.method} alpha {cell.alpha:g}{temperature}, seed {cell.seed}"
-
-
-def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
-    """The random numbers for one purpose: a pure function of (seed, epoch, purpose)."""
-    key = np.random.SeedSequence((seed, epoch, zlib.crc32(purpose.encode())))
-    return np.random.Generator(np.random.PCG64(key))
-
-
-ROLES = ("teacher", "student", "distill")
-COLUMNS = (
-    ["run_id", "role", "model", "teacher", "method", "alpha", "temperature", "scale_t2", "seed"]
-    + ["dataset", "train_size", "epochs", "batch_size", "lr", "t_max", "momentum", "weight_decay"]
-    + ["normalization", "test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"]
-    + ["params", "seconds", "device", "torch", "commit", "finished_at"]
-    # New columns go to the end, so that whoever reads the first ones by position stays right.
-    + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
-    + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
-    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data"]
-)
-
-
-def settings_dict(item: Settings | Cell) -> dict:
-    """A dataclass as plain values, for checkpoints."""
-    return {field.name: getattr(item, field.name) for field in fields(item)}

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.trainee import Batch, Trainee, mix
 from losses import hard_loss
 from models import CNN
-from trainee import Batch, Trainee, mix
 
 
 def can_fuse(trainees: list[Trainee]) -> bool:

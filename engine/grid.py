@@ -2,26 +2,20 @@
 
 import argparse
 import dataclasses
+import functools
 from itertools import groupby
 from pathlib import Path
 
 import torch
 
-import parallel
-from cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id, settings_dict
-from data import Data, load
-from engine import Run, clear, train
-from flags import settings_of
-from teacher import Teacher, load_teacher
-from utils import (
-    Keeper,
-    UserError,
-    check_writable,
-    csv_path,
-    load_checkpoint,
-    machine,
-    read_rows,
-)
+from datasets.sources import Data, load
+from engine import parallel
+from engine.cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id
+from engine.loop import train
+from engine.resume import Keeper, Run, clear
+from engine.rows import csv_path, machine, read_rows
+from engine.teacher import Teacher, load_teacher
+from utils import UserError, check_writable, load_checkpoint
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -30,7 +24,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     Raises UserError for whatever stands in the way, and at the end for cells that diverged.
     """
     ranks, device = parallel.start(args.device, args.threads)
-    settings = settings_of(args)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     if settings.amp is None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
     for name in ("results", "checkpoints", "runs"):
@@ -81,8 +75,11 @@ def load_in_turn(
     settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
 ) -> Data:
     """The lead loads first, so that a download or a decoding happens once."""
-    data = parallel.lead_first(ranks, lambda: load(settings, data_dir, device))
-    return data or load(settings, data_dir, device)
+    sizes = settings.train_size, settings.val_size
+    work = functools.partial(
+        load, settings.dataset, data_dir, device, *sizes, settings.normalization
+    )
+    return parallel.lead_first(ranks, work) or work()
 
 
 # ---------------------------------------------------------------- the teacher's checkpoint
@@ -174,7 +171,7 @@ def pending_cells(
         row = rows.loc[name]
         other = [
             f"{column} {row[column]}, now {value}"
-            for column, value in settings_dict(settings).items()
+            for column, value in dataclasses.asdict(settings).items()
             if column not in ("amp", "train_size") and row[column] != value
         ]
         if cell.method != "none" and sha and row.teacher_sha != sha:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cells import Cell, Settings, run_id, stream
+from engine.cells import Cell, Settings, run_id
 from losses import METHODS, hard_loss
-from models import build, parameter_count
+from models import autocast, build
 from stage_losses import hint_pair
-from teacher import autocast
-from utils import Curves
+from utils import Curves, stream
 
 
 @dataclass
@@ -122,35 +121,6 @@ class Trainee:
         self.optimiser.load_state_dict(state["optimiser"])
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
-
-    def columns(self) -> dict:
-        """The columns of the CSV that a trainee knows by itself."""
-        cell, history = self.cell, self.history
-        role = "teacher" if cell.teaches else "student" if cell.method == "none" else "distill"
-        best = max(range(len(history)), key=lambda e: (history[e]["test_acc"], -e))
-        columns = {
-            "run_id": self.run_id,
-            "role": role,
-            "model": cell.model,
-            "width": cell.width,
-            "method": cell.method,
-            "alpha": None if cell.teaches else cell.alpha,
-            "temperature": cell.temperature,
-            "beta": cell.beta,
-            "scale_t2": cell.scale_t2,
-            "seed": cell.seed,
-            "teacher_seed": cell.teacher_seed,
-            "params": parameter_count(self.model),
-            "best_test_acc": history[best]["test_acc"],
-            "best_epoch": best + 1,
-            "test_curve": " ".join(f"{record['test_acc']:.6g}" for record in history),
-        }
-        columns |= {name: history[-1][name] for name in ("test_acc", "test_loss", "train_acc")}
-        if "val_acc" in history[-1]:
-            best = max(range(len(history)), key=lambda e: (history[e]["val_acc"], -e))
-            columns |= {"val_acc": history[-1]["val_acc"], "best_val_epoch": best + 1}
-            columns["best_val_acc"] = history[best]["val_acc"]
-        return columns
 
 
 def cosine_lr(lr: float, epoch: int, t_max: int) -> float:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import Split, Views, gather, normalise, plain
-from models import MODELS, build
-from parallel import Ranks, share
+from datasets.views import Split, Views, gather, normalise, plain
+from engine.parallel import Ranks, share
+from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 
 # Views a forward pass, by device; rounding depends on it, so it is fixed and not a flag.
@@ -42,11 +42,6 @@ class Teacher:
                 return self.model(x).float()
             logits, named = self.model(x, stages=True)
         return logits.float(), {name: stage.float() for name, stage in named.items()}
-
-
-def autocast(model: nn.Module, device: torch.device, amp: bool) -> torch.autocast:
-    """bfloat16 where --amp is on and the network is large enough to gain by it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp and model.AUTOCAST)
 
 
 def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> Teacher:

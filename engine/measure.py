@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Data, Split, normalise, plain
-from teacher import autocast
+from datasets.sources import Data
+from datasets.views import Split, normalise, plain
+from models import autocast
 
 CHUNK = 500  # images a forward pass
 BINS = 15
@@ -25,6 +26,17 @@ def all_logits(models: Sequence[nn.Module], split: Split, data: Data, amp: bool)
             with autocast(model, x.device, amp):
                 logits.append(model(x).float())
     return [torch.cat(logits) for logits in parts]
+
+
+def record(models: Sequence[nn.Module], data: Data, amp: bool) -> list[dict[str, float]]:
+    """Each model's accuracy and loss on the test set, and its accuracy on the held-out images."""
+    test = all_logits(models, data.test, data, amp)
+    labels = data.test.labels
+    records = [{"test_acc": accuracy(own, labels), "test_loss": loss(own, labels)} for own in test]
+    if data.val:
+        for one, own in zip(records, all_logits(models, data.val, data, amp), strict=True):
+            one["val_acc"] = accuracy(own, data.val.labels)
+    return records
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -1,13 +1,6 @@
-"""Images as one uint8 tensor on the device, and the views of an epoch.
-
-A view is (dy, dx, flip): a 32x32 crop at one of 9 x 9 offsets of the image padded by 4 zeros,
-flipped or not; 162 an image. Which view of which image comes when is a pure function of (seed,
-epoch), so every cell of a seed, on any rank, sees the same ones, and the teacher can be asked ahead
-of time.
-"""
+"""Where images come from: CIFAR-10, a folder, drawn shapes; and which of them a run sees."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -21,32 +14,18 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-import shapes
-from cells import Settings, stream
-from utils import UserError
+from datasets import shapes
+from datasets.views import PAD, SIZE, Split
+from utils import UserError, stream
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-SIZE = 32  # pixels a side
-PAD = 4  # zeros added on each side before the crop
 # The constants of the reference. This std is not the pixels' own (0.2470, 0.2435, 0.2616).
 REFERENCE_MEAN, REFERENCE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SHAPES_SIZES = {"train": 5_000, "test": 2_000}
-
-
-@dataclass
-class Split:
-    """Images and labels of one split, on the device."""
-
-    padded: Tensor  # uint8 [N, 40, 40, 3]
-    labels: Tensor  # int64 [N]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass
@@ -62,81 +41,23 @@ class Data:
     fingerprint: int  # CRC-32 of the training images and labels
 
 
-@dataclass
-class Views:
-    """An epoch in its order, or a stretch of it: which image, at which offset, flipped or not."""
-
-    index: Tensor  # int64 [n], image
-    dy: Tensor  # int64 [n], 0..8
-    dx: Tensor  # int64 [n], 0..8
-    flip: Tensor  # bool [n]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, part: slice) -> "Views":
-        return Views(self.index[part], self.dy[part], self.dx[part], self.flip[part])
-
-
-# ---------------------------------------------------------------- views
-
-
-def epoch_views(seed: int, epoch: int, count: int, device: torch.device) -> Views:
-    """Order and augmentation of one epoch over `count` images: a pure function of its arguments."""
-    order = stream(seed, epoch, "order").permutation(count)
-    offsets = stream(seed, epoch, "crop").integers(0, 2 * PAD + 1, (2, count))
-    flip = stream(seed, epoch, "flip").random(count) < 0.5
-    tensors = (torch.from_numpy(a).to(device) for a in (order, offsets[0], offsets[1], flip))
-    return Views(*tensors)
-
-
-def gather(split: Split, views: Views) -> Tensor:
-    """The pixels of some views: uint8 [n, 3, 32, 32], channels last in memory."""
-    n, side = len(views), SIZE + 2 * PAD
-    # Every run of 32 pixels in memory as a row of 96 bytes (rows overlap): a crop is then 32 rows,
-    # and one index_select copies them whole. Indexing pixel by pixel takes ten times as long.
-    pixels = split.padded.shape[0] * side * side
-    runs = split.padded.as_strided((pixels - SIZE + 1, 3 * SIZE), (3, 1))
-    first = (views.index * side + views.dy) * side + views.dx  # [n], the crop's top left pixel
-    down = torch.arange(0, SIZE * side, side, device=first.device)
-    crop = runs.index_select(0, (first[:, None] + down).view(-1)).view(n, SIZE, SIZE, 3)
-    crop = torch.where(views.flip[:, None, None, None], crop.flip(2), crop)
-    return crop.permute(0, 3, 1, 2)
-
-
-def plain(split: Split, part: slice) -> Tensor:
-    """Pixels as they are, no augmentation: uint8 [n, 3, 32, 32], channels last in memory."""
-    return split.padded[part, PAD : PAD + SIZE, PAD : PAD + SIZE].permute(0, 3, 1, 2)
-
-
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [n, 3, 32, 32] to float32: x / 255, minus mean, over std, as torchvision does it."""
-    n = len(pixels)
-    # As rows of 32 pixels: subtracting 96 numbers at a time is five times faster than 3 at a time.
-    rows = pixels.permute(0, 2, 3, 1).reshape(n * SIZE, 3 * SIZE).float()
-    row_mean, row_std = per_row(mean, pixels.device), per_row(std, pixels.device)
-    return rows.div_(255).sub_(row_mean).div_(row_std).view(n, SIZE, SIZE, 3).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache
-def per_row(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value per channel as one per byte of a row of 32 pixels, [96]."""
-    return torch.tensor(values, device=device).repeat(SIZE)
-
-
-# ---------------------------------------------------------------- loading
-
-
-def load(settings: Settings, data_dir: Path, device: torch.device) -> Data:
-    """Load, split and pad a data set onto the device.
+def load(
+    dataset: str,
+    data_dir: Path,
+    device: torch.device,
+    train_size: int = 0,
+    val_size: int = 0,
+    normalization: str = "reference",
+) -> Data:
+    """Load, split and pad a data set onto the device; sizes in images, as in `split_off`.
 
     Raises UserError for whatever is wrong with the files or the sizes asked for.
     """
-    arrays, classes = SOURCES[settings.dataset](data_dir)
+    arrays, classes = SOURCES[dataset](data_dir)
     images, labels = arrays["train"]
-    train, val = split_off(labels, settings.val_size, settings.train_size, len(classes))
+    train, val = split_off(labels, val_size, train_size, len(classes))
     mean, std = REFERENCE_MEAN, REFERENCE_STD
-    if settings.normalization == "data":
+    if normalization == "data":
         mean, std = channel_moments(images[train])
     data = Data(
         train=to_device(images, labels, train, device),
@@ -224,7 +145,7 @@ def cifar10(data_dir: Path) -> tuple[Arrays, list[str]]:
     Images come in an order of their own, so both forms give the same runs, bit for bit.
     Raises UserError where data_dir/{train,test}/<class>/* are other images.
     """
-    from download import FOLDER
+    from datasets.download import FOLDER
 
     as_files = (data_dir / "train").is_dir() and not (data_dir / FOLDER).is_dir()
     arrays, classes = (folder if as_files else cifar10_archive)(data_dir)
@@ -240,7 +161,7 @@ def cifar10_archive(data_dir: Path) -> tuple[Arrays, list[str]]:
     """In torchvision's form on disk, as published."""
     from torchvision.datasets import CIFAR10
 
-    from download import ensure_cifar10
+    from datasets.download import ensure_cifar10
 
     ensure_cifar10(data_dir)
     splits = {"train": CIFAR10(data_dir, train=True), "test": CIFAR10(data_dir, train=False)}

@@ -1,0 +1,164 @@
+"""The one training loop.
+
+`train` is given the cells of a command that share a seed and a network, and so see the same views.
+An epoch is: its views (a pure function of seed and epoch); the teacher's logits for all of them;
+then, batch by batch, one step of every cell; then one record a cell. Cells share the batch and
+nothing else, so a cell ends with the same bits in any company (on a GPU, where cells in company
+are computed by other kernels than a lone one, with the same numbers up to rounding).
+
+Every cell carries its own position (epoch, step). A run that goes on after a kill starts at the
+earliest position of all, and a cell that is ahead waits for the others.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.views import Views, epoch_views, gather, normalise, plain
+from engine import measure
+from engine.cells import Cell, label
+from engine.fused import FusedStep, can_fuse
+from engine.parallel import from_lead, share, total
+from engine.progress import Progress
+from engine.resume import Run, Unfinished
+from engine.rows import leave
+from engine.trainee import Batch, Trainee, cosine_lr, student_step
+from utils import Curves, remove_tree
+
+
+def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
+    """Train the `pending` ones of a group's cells (one seed, one network) and write their rows.
+
+    Returns one line for each cell whose loss became non-finite; those leave no row. Raises
+    UserError where another process is at it or an unfinished run of other settings is in the way.
+    """
+    ranks, settings, images = run.ranks, run.settings, run.data.train
+    # A single large network is split by images (DDP); the cells of a grid are dealt out.
+    together = ranks.world > 1 and len(pending) == 1 and pending[0].teaches
+    mine = pending if together else pending[ranks.rank :: ranks.world]
+    trainees = [Trainee(cell, settings, len(run.data.classes), run.device) for cell in mine]
+    state = Unfinished(group, trainees, run, together)
+    with state.claimed():
+        introduce(trainees, run)
+        state.restore()
+        advance = stepper(trainees, run, together)
+        asks = any(share(ranks, any(t.learns_from_logits for t in trainees)))
+        first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
+        steps = math.ceil(len(images) / settings.batch_size)
+        what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
+        progress = Progress(what, settings.epochs, steps, first, ranks.lead)
+        for epoch in range(first, settings.epochs):
+            views, logits = epoch_views(group[0].seed, epoch, len(images), run.device), None
+            if asks:
+                progress.doing(f"epoch {epoch + 1}, teacher")
+                logits = state.ahead.logits(
+                    run.teacher, images, views, epoch, ranks, state.save_if_due
+                ).to(run.device)
+            progress.doing(f"epoch {epoch + 1}")
+            lr = cosine_lr(settings.lr, epoch, settings.t_max)
+            start = min((t.step for t in trainees if t.epoch == epoch), default=steps)
+            progress.step(start)
+            for step in range(start, steps):
+                here = [t for t in trainees if (t.epoch, t.step) == (epoch, step)]
+                if here:
+                    part = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
+                    own = logits[part] if asks else None
+                    advance(here, batch_of(views[part], own, trainees, run, together), lr)
+                progress.step()
+                state.save_if_due()
+            record([t for t in trainees if t.epoch == epoch], epoch, lr, run, together, progress)
+            state.save_if_due()
+            if not any(share(ranks, any(not t.diverged for t in trainees))):
+                break
+        progress.close()
+        complaints = leave(trainees, run, together, state.elapsed(), len(pending))
+        if ranks.lead:
+            remove_tree(state.folder)
+        return complaints
+
+
+def introduce(trainees: list[Trainee], run: Run) -> None:
+    """Let methods on activations see theirs and the teacher's once, before anything is written.
+
+    Raises UserError where the networks lack the layers that a method compares.
+    """
+    learners = [t for t in trainees if t.learns_from_stages]
+    if learners:
+        pixels = plain(run.data.test, slice(0, 2))
+        _, taught = run.teacher(pixels, stages=True)
+        for trainee in learners:
+            trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
+
+
+Advance = Callable[[list[Trainee], Batch, float], None]
+
+
+def stepper(trainees: list[Trainee], run: Run, together: bool) -> Advance:
+    """How these cells are stepped, and where their curves go."""
+    if together:
+        for trainee in trainees:
+            trainee.forward, trainee.total = DistributedDataParallel(trainee.model), total
+    if run.ranks.lead or not together:
+        for trainee in trainees:
+            trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
+    fused = FusedStep(trainees) if run.device.type == "cuda" and can_fuse(trainees) else None
+
+    def advance(here: list[Trainee], batch: Batch, lr: float) -> None:
+        """One step of the cells that are here; a diverged one only goes along."""
+        if fused and len(here) == len(trainees):
+            fused(batch, lr)
+        else:
+            for trainee in here:
+                if not trainee.diverged:
+                    student_step(trainee, batch, lr)
+        for trainee in here:
+            trainee.step += 1
+
+    return advance
+
+
+def batch_of(
+    views: Views, logits: Tensor | None, trainees: list[Trainee], run: Run, together: bool
+) -> Batch:
+    """Pixels, labels and the teacher's word on them, made once for all cells."""
+    weight, ranks = 1.0, run.ranks
+    if together:
+        whole, own = len(views), views[slice(ranks.rank, None, ranks.world)]
+        # A last batch with fewer images than ranks: DDP needs every rank, so it takes an image
+        # along that counts for nothing.
+        weight = len(own) * ranks.world / whole
+        views = own if len(own) else views[:1]
+    pixels, stages = gather(run.data.train, views), None
+    if any(t.learns_from_stages for t in trainees):
+        _, stages = run.teacher(pixels, stages=True)
+    x = normalise(pixels, run.data.mean, run.data.std)
+    return Batch(x, run.data.train.labels[views.index], logits, stages, weight)
+
+
+def record(
+    here: list[Trainee], epoch: int, lr: float, run: Run, together: bool, progress: Progress
+) -> None:
+    """Measure the cells that have just finished the epoch, and write it down."""
+    sound = [t for t in here if not t.diverged]
+    measured = []
+    if run.ranks.lead or not together:
+        measured = measure.record([t.model for t in sound], run.data, run.settings.amp)
+    if together:
+        measured = from_lead(run.ranks, measured)
+    for trainee, found in zip(sound, measured, strict=True):
+        loss, hard, soft, correct, images = trainee.sums.tolist()
+        found |= {"loss": loss / images, "hard": hard / images, "soft": soft / images}
+        found |= {"train_acc": correct / images, "lr": lr}
+        trainee.history.append(found)
+        if not all(map(math.isfinite, found.values())):
+            trainee.diverged = epoch + 1
+        elif trainee.curves:
+            trainee.curves.write(epoch + 1, found)
+    for trainee in here:
+        trainee.epoch, trainee.step = epoch + 1, 0
+        trainee.sums.zero_()
+    if sound:
+        last = sound[0].history[-1]
+        progress.epoch(epoch + 1, last["loss"], last["test_acc"])

@@ -1,0 +1,246 @@
+"""An unfinished run: when it is saved, what is saved, and what counts as the same run.
+
+Saved are each cell's weights, optimiser, position, sums and history (`Trainee.state`) and the
+teacher's logits of the epoch under way. No random number: those come from seed and epoch.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import torch
+
+from datasets.sources import Data
+from engine.cells import Cell, Settings, run_id
+from engine.parallel import Ranks, from_lead, largest, lead_first
+from engine.teacher import EpochAhead, Teacher
+from engine.trainee import Trainee
+from utils import ROOT, Interrupted, UserError, check_writable, remove_tree, write_atomic
+
+
+class Keeper:
+    """Says when to save: about every `seconds`, and at once after Ctrl-C or SIGTERM.
+
+    Signals only set a mark, so that what is saved is never a step half done. A second Ctrl-C does
+    not wait.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.last = time.monotonic()
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.mark)
+
+    def mark(self, number: int, frame: object) -> None:
+        # torchrun passes on to its ranks what they have had from the terminal already.
+        if self.signal and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+    def due(self) -> bool:
+        """Whether the state should be saved now."""
+        return bool(self.signal) or time.monotonic() - self.last >= self.seconds
+
+    def saved(self) -> None:
+        """The state is safe. Raises Interrupted where a signal asked to stop."""
+        self.last = time.monotonic()
+        if self.signal:
+            raise Interrupted(128 + self.signal)
+
+
+@dataclass
+class Run:
+    """What cells are trained with, besides themselves."""
+
+    settings: Settings
+    data: Data
+    teacher: Teacher | None
+    out_dir: Path
+    device: torch.device
+    ranks: Ranks
+    keeper: Keeper
+    overwrite: bool = False
+
+
+class Unfinished:
+    """The saved state of a group's cells (one seed, one network), and its clock.
+
+    `group` names the folder: all cells of the command, pending or not, since a kill may come after
+    some rows were written. `trainees` are this rank's; `together` where all ranks train the same
+    one (DDP).
+    """
+
+    def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run, together: bool):
+        self.folder = folder_of(group, run)
+        self.trainees, self.run, self.together = trainees, run, together
+        self.taught = any(cell.method != "none" for cell in group)
+        self.ahead = EpochAhead({})
+        self.seconds_before, self.begun = 0.0, time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all tries."""
+        return self.seconds_before + time.monotonic() - self.begun
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises UserError where another has it."""
+        lock = lead_first(self.run.ranks, lambda: claim(self.folder))
+        try:
+            yield
+        except RuntimeError:
+            # Another rank has left at a signal, which this one could not see while it waited for
+            # it. That happens between steps, so this rank's state is whole. (DDP's ranks agree.)
+            if self.run.keeper.signal and not self.together:
+                self.save_if_due()
+            raise
+        finally:
+            if lock:
+                lock.release()
+
+    def save_if_due(self) -> None:
+        """Save about once a minute; save and leave where a signal asked for it."""
+        run, keeper = self.run, self.run.keeper
+        if self.together:  # all leave at the same step, or one would wait for the others
+            keeper.signal = largest(run.ranks, keeper.signal, run.device)
+        if not keeper.due():
+            return
+        if run.ranks.lead or not self.together:
+            content = {
+                "basis": self.basis(),
+                "cells": {t.run_id: t.state() for t in self.trainees},
+                "chunks": self.ahead.chunks,
+                "seconds": self.elapsed(),
+            }
+            save_state(self.folder / f"rank{run.ranks.rank}.state", content)
+        keeper.saved()
+
+    def restore(self) -> None:
+        """Take up what an earlier try saved, on however many ranks.
+
+        Raises UserError where it was made on another basis; with --overwrite that is forgotten.
+        """
+        run, shards = self.run, []
+        if run.ranks.lead:
+            shards = load_states(self.folder)
+            if run.overwrite and any(self.other_basis(shard["basis"]) for shard in shards):
+                for file in self.folder.glob("rank*.state*"):
+                    file.unlink(missing_ok=True)
+                shards = []
+        shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
+        states: dict[str, dict] = {}
+        for shard in shards:
+            if other := self.other_basis(shard["basis"]):
+                raise UserError(
+                    f"the unfinished run in {self.folder} was made with other settings "
+                    f"({'; '.join(other)}): go on with those, or start afresh with --overwrite"
+                )
+            self.seconds_before = max(self.seconds_before, shard["seconds"])
+            for epoch, chunks in shard["chunks"].items():
+                self.ahead.chunks.setdefault(epoch, {}).update(chunks)
+            for name, state in shard["cells"].items():
+                kept = states.get(name)
+                if not kept or (kept["epoch"], kept["step"]) < (state["epoch"], state["step"]):
+                    states[name] = state
+        for trainee in self.trainees:
+            if trainee.run_id in states:
+                trainee.load(states[trainee.run_id])
+
+    def basis(self) -> dict:
+        """What the bits depend on and a run id does not say."""
+        run = self.run
+        return {
+            "teacher": run.teacher.sha if self.taught else "none",
+            "data": run.data.fingerprint,
+            "device": run.device.type,
+            "threads": torch.get_num_threads(),
+            "DDP ranks": run.ranks.world if self.together else 1,
+            "code": code_checksum(),
+            **asdict(run.settings),
+        }
+
+    def other_basis(self, saved: dict) -> list[str]:
+        """What of a saved basis is not so now, in words."""
+        now = self.basis()
+        return [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
+
+
+def folder_of(group: list[Cell], run: Run) -> Path:
+    """Where a group's state is saved: named by its cells, so that the same command finds it."""
+    ids = sorted(run_id(cell, run.settings) for cell in group)
+    name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+    return run.out_dir / "checkpoints" / "unfinished" / name
+
+
+def clear(group: list[Cell], run: Run) -> None:
+    """Remove what a kill after the rows were written has left, unless someone is at it."""
+    folder = folder_of(group, run)
+    if folder.exists():
+        with contextlib.suppress(UserError), claim(folder):
+            remove_tree(folder)
+
+
+def claim(folder: Path) -> filelock.FileLock:
+    """Hold a folder for this process until release. Raises UserError where another has it."""
+    check_writable(folder)
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"another process is training these cells ({folder}): wait for it"
+        ) from None
+    return lock
+
+
+@functools.cache
+def code_checksum() -> int:
+    """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
+    engine = ("cells", "loop", "trainee", "teacher", "fused")
+    files = [ROOT / "engine" / f"{name}.py" for name in engine]
+    files += [ROOT / name for name in ("losses.py", "stage_losses.py", "datasets/views.py")]
+    files += sorted((ROOT / "models").glob("*.py"))
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+
+
+# ---------------------------------------------------------------- files
+
+
+def save_state(path: Path, content: dict) -> None:
+    """Save an unfinished run: a SHA-256, then the torch file; the save before it is kept."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    raw = buffer.getvalue()
+    write_atomic(path, hashlib.sha256(raw).digest() + raw, previous(path))
+
+
+def previous(path: Path) -> Path:
+    """Where the save before the last one is."""
+    return path.with_name(path.name + ".previous")
+
+
+def load_state(path: Path) -> dict | None:
+    """The newest whole save of an unfinished run, or None: a torn one falls back to the last."""
+    for candidate in (path, previous(path)):
+        with contextlib.suppress(OSError):
+            raw = candidate.read_bytes()
+            if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+                return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
+            print(f"{candidate} is torn; falling back to the save before it", file=sys.stderr)
+    return None
+
+
+def load_states(folder: Path) -> list[dict]:
+    """The newest whole save of every rank that left one."""
+    names = {file.name.removesuffix(".previous") for file in folder.glob("rank*.state*")}
+    return [state for name in sorted(names) if (state := load_state(folder / name))]

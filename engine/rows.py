@@ -1,0 +1,248 @@
+"""What a finished run leaves: its row in the CSV and its checkpoint."""
+
+import contextlib
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from engine import measure
+from engine.cells import label
+from engine.parallel import share
+from engine.resume import Run
+from engine.teacher import plain_logits
+from engine.trainee import Trainee
+from models import parameter_count
+from utils import ROOT, UserError, check_writable, save_checkpoint, write_atomic
+
+ROLES = ("teacher", "student", "distill")
+COLUMNS = (
+    ["run_id", "role", "model", "teacher", "method", "alpha", "temperature", "scale_t2", "seed"]
+    + ["dataset", "train_size", "epochs", "batch_size", "lr", "t_max", "momentum", "weight_decay"]
+    + ["normalization", "test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"]
+    + ["params", "seconds", "device", "torch", "commit", "finished_at"]
+    # New columns go to the end, so that whoever reads the first ones by position stays right.
+    + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
+    + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
+    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data"]
+)
+
+
+# ---------------------------------------------------------------- from a network to its row
+
+
+def leave(
+    trainees: list[Trainee], run: Run, together: bool, seconds: float, cells: int
+) -> list[str]:
+    """Write checkpoints, then rows. Returns a line for each cell that diverged, of all ranks."""
+    rows, complaints = [], []
+    if run.ranks.lead or not together:
+        sound = [t for t in trainees if not t.diverged]
+        rows = rows_of(sound, run, seconds, cells)
+        for trainee, row in zip(sound, rows, strict=True):
+            path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
+            save_checkpoint(path, checkpoint_of(trainee, run))
+            trainee.curves.close(row)
+        complaints = [
+            f"{label(t.cell)}: the loss became non-finite in epoch {t.diverged}"
+            for t in trainees
+            if t.diverged
+        ]
+    everyone = share(run.ranks, (rows, complaints))
+    if run.ranks.lead:
+        rows = [row for theirs, _ in everyone for row in theirs]
+        write_rows(run.out_dir, rows)
+        for row in rows:
+            print(
+                f"{row['run_id']}: test accuracy {row['test_acc']:.4f}, "
+                f"best {row['best_test_acc']:.4f} in epoch {row['best_epoch']}, "
+                f"{row['seconds']:.0f} s"
+            )
+    return [line for _, theirs in everyone for line in theirs]
+
+
+def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> list[dict]:
+    """The rows of trained cells, in the order of `trainees`, measured on the test set.
+
+    `seconds` were spent on a pass of `cells` cells: each row has its share, so that they add up.
+    """
+    if not trainees:
+        return []
+    data, settings, teacher = run.data, run.settings, run.teacher
+    logits = measure.all_logits([t.model for t in trainees], data.test, data, settings.amp)
+    taught = plain_logits(teacher, data.test) if teacher else None
+    common = asdict(settings) | {"train_size": len(data.train), "data": data.fingerprint}
+    common |= provenance(str(run.device), torch.get_num_threads(), run.ranks.world)
+    common |= {"cells": cells, "seconds": round(seconds / cells, 2)}
+    rows = []
+    for trainee, own in zip(trainees, logits, strict=True):
+        row = common | cell_columns(trainee) | epoch_columns(trainee.history)
+        row["ece"] = measure.calibration_error(own, data.test.labels)
+        if teacher:
+            row |= {"teacher": teacher.run_id, "teacher_sha": teacher.sha}
+            row["agreement"] = measure.agreement(own, taught)
+            row["teacher_kl"] = measure.divergence(own, taught)
+        rows.append(row)
+    return rows
+
+
+def cell_columns(trainee: Trainee) -> dict:
+    """What was trained."""
+    columns = asdict(trainee.cell)
+    teaches = columns.pop("teaches")
+    role = "teacher" if teaches else "student" if trainee.cell.method == "none" else "distill"
+    columns |= {"run_id": trainee.run_id, "role": role, "params": parameter_count(trainee.model)}
+    return columns | ({"alpha": None} if teaches else {})
+
+
+def epoch_columns(history: list[dict[str, float]]) -> dict:
+    """The last epoch's figures, and the best epochs', chosen on the test set and on validation."""
+    last, best = history[-1], best_epoch(history, "test_acc")
+    columns = {name: last[name] for name in ("test_acc", "test_loss", "train_acc")}
+    columns |= {"best_test_acc": history[best]["test_acc"], "best_epoch": best + 1}
+    columns["test_curve"] = " ".join(f"{record['test_acc']:.6g}" for record in history)
+    if "val_acc" in last:
+        best = best_epoch(history, "val_acc")
+        columns |= {"val_acc": last["val_acc"], "best_val_acc": history[best]["val_acc"]}
+        columns["best_val_epoch"] = best + 1
+    return columns
+
+
+def best_epoch(history: list[dict[str, float]], figure: str) -> int:
+    """The first epoch, from 0, with the highest figure."""
+    return max(range(len(history)), key=lambda epoch: (history[epoch][figure], -epoch))
+
+
+def checkpoint_of(trainee: Trainee, run: Run) -> dict:
+    """Everything another program needs to use the network, and how it came about."""
+    data, cell = run.data, trainee.cell
+    return {
+        "run_id": trainee.run_id,
+        "model": cell.model,
+        "width": cell.width,
+        "classes": len(data.classes),
+        "class_names": data.classes,
+        "data": data.fingerprint,
+        "normalization": run.settings.normalization,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "settings": asdict(run.settings),
+        "cell": asdict(cell),
+        "state": on_cpu(trainee.model.state_dict()),
+        "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
+    }
+
+
+def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of its own: a fused student's tensors are views of everybody's."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+# ---------------------------------------------------------------- the CSV
+
+
+def csv_path(out_dir: Path) -> Path:
+    """The one CSV of an --out-dir."""
+    return out_dir / "results" / "results.csv"
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """results.csv as a frame, one row a finished run; empty if there is no file yet.
+
+    Raises UserError if it cannot be read or is not this project's CSV.
+    """
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    advice = "mend it, move it away, or choose another --out-dir"
+    try:
+        rows = pd.read_csv(path, dtype={"torch": str, "commit": str, "teacher_sha": str})
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {path} ({reason}): {advice}") from None
+    if list(rows.columns) != COLUMNS:
+        odd = sorted(set(COLUMNS) ^ set(rows.columns)) or ["their order"]
+        raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
+    if rows.run_id.isna().any() or rows.run_id.duplicated().any():
+        raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
+    if not rows.role.isin(ROLES).all():
+        raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
+    for name in ("seed", "alpha", "temperature", "test_acc", "best_test_acc"):
+        if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
+            raise UserError(f"{path} has something that is no number under {name}: {advice}")
+    return rows
+
+
+def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
+    """Add finished runs to the CSV, under a lock and in one atomic replacement.
+
+    A row with the run_id of a new one is replaced. Raises UserError as read_rows does.
+    """
+    path = csv_path(out_dir)
+    new = pd.DataFrame(list(new), columns=COLUMNS)
+    with locked(path):
+        old = read_rows(path)
+        if len(old):  # as the very text they are: a number read and written again may change
+            old = pd.read_csv(path, dtype=str, keep_default_na=False)
+        old = old[~old.run_id.isin(new.run_id)]
+        lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
+        header = ",".join(COLUMNS) + "\n"
+        write_atomic(path, (header + "".join(lines)).encode())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `<path>.lock`, waiting for whoever has it."""
+    check_writable(path.parent)
+    with filelock.FileLock(str(path) + ".lock"):
+        yield
+
+
+# ---------------------------------------------------------------- where and with what
+
+
+def provenance(device: str, threads: int, ranks: int) -> dict:
+    """The columns that say where and with what a run was made."""
+    return {
+        "device": device,
+        "machine": machine(device),
+        "threads": threads,
+        "ranks": ranks,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "commit": commit(),
+        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def machine(device: str) -> str:
+    """The name of the GPU, or of the processor and its core count."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """This checkout's commit, with a `+` where the working tree differs from it."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        sha = subprocess.run(git + ["rev-parse", "--short=10", "HEAD"], capture_output=True)
+        dirty = subprocess.run(git + ["diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True)
+    except OSError:
+        return ""
+    return sha.stdout.decode().strip() + ("+" if dirty.returncode == 1 else "")
