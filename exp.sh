@@ -64,6 +64,16 @@ minutes; EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run 
 NOTE
 fi
 
+# Say on stderr what begins; at the end, how long each part took.
+doing= times=
+part() {
+    now=$(date +%s)
+    [ -z "$doing" ] || times="$times
+  $doing: $(((now - since) / 60)) min $(((now - since) % 60)) s"
+    doing=$1 since=$now
+    [ -z "$doing" ] || echo "== $doing" >&2
+}
+
 common="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS"
 students="$common --t-max $T_MAX $FLAGS"
 failed=0
@@ -102,23 +112,32 @@ grid() { # flags of distill.py: one pass, or cell by cell
     fi
 }
 
+part "teacher"
 "$PYTHON" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+part "student alone"
 try "$PYTHON" train_student.py $students --seed $SEEDS
 
 for method in $METHODS; do
     betas=
     case "$method" in *:*) betas="--beta $(echo "${method#*:}" | tr , ' ')" ;; esac
+    part "grid, $method"
     grid --method "${method%%:*}" $betas
 done
 if [ -n "$ABLATION" ]; then
+    part "grid, kd x T^2"
     grid --scale-t2
+    part "control without a teacher"
     grid --method none
 fi
 for seed in $RESNET_SEEDS; do
     resnet="$students $RESNET_FLAGS --student resnet18 --seed $seed"
+    part "ResNet-18 students, seed $seed"
     try "$PYTHON" distill.py $resnet --alpha 0.5 --temperature 10
     try "$PYTHON" distill.py $resnet --alpha 0.9 --temperature 5
 done
 
+part "report"
 "$PYTHON" summarize.py --out-dir "$OUT_DIR"
+part ""
+echo "time taken:$times" >&2
 exit "$failed"
