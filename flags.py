@@ -113,6 +113,9 @@ def add_distillation(p: Parser) -> None:
         help="softens both sides, in the methods that have one")  # fmt: skip
     add("--beta", type=NOT_NEGATIVE, nargs="+",
         help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
+    add("--teacher-cache", default="auto", metavar="auto|off|DIR",
+        help="where the teacher's answers are kept for later commands: beside its checkpoint, "
+        "nowhere, or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
 
 

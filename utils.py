@@ -56,6 +56,12 @@ def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key))
 
 
+def note(line: str) -> None:
+    """A line on stderr, from the lead rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
 # ---------------------------------------------------------------- whole files
 
 

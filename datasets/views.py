@@ -16,6 +16,8 @@ from utils import stream
 
 SIZE = 32  # pixels a side
 PAD = 4  # zeros added on each side before the crop
+OFFSETS = 2 * PAD + 1  # places of the crop along an axis
+VIEWS = 2 * OFFSETS**2  # of an image, flipped or not: 162
 
 
 @dataclass
@@ -41,14 +43,25 @@ class Views:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, part: slice) -> "Views":
+    def __getitem__(self, part: slice | Tensor) -> "Views":
         return Views(self.index[part], self.dy[part], self.dx[part], self.flip[part])
+
+    def numbers(self, images: int) -> Tensor:
+        """Which of the VIEWS x images there are: int64 [n], all images' first view first."""
+        view = (self.dy * OFFSETS + self.dx) * 2 + self.flip
+        return view * images + self.index
+
+    @classmethod
+    def numbered(cls, numbers: Tensor, images: int) -> "Views":
+        """The views that have these numbers."""
+        view, index = numbers // images, numbers % images
+        return cls(index, view // 2 // OFFSETS, view // 2 % OFFSETS, view % 2 == 1)
 
 
 def epoch_views(seed: int, epoch: int, count: int, device: torch.device) -> Views:
     """Order and augmentation of one epoch over `count` images: a pure function of its arguments."""
     order = stream(seed, epoch, "order").permutation(count)
-    offsets = stream(seed, epoch, "crop").integers(0, 2 * PAD + 1, (2, count))
+    offsets = stream(seed, epoch, "crop").integers(0, OFFSETS, (2, count))
     flip = stream(seed, epoch, "flip").random(count) < 0.5
     tensors = (torch.from_numpy(a).to(device) for a in (order, offsets[0], offsets[1], flip))
     return Views(*tensors)

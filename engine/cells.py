@@ -6,6 +6,7 @@ differs from the reference protocol, so that two runs share an id only if they a
 
 from dataclasses import dataclass
 
+from losses import METHODS
 from models import MODELS
 
 
@@ -40,6 +41,11 @@ class Cell:
     scale_t2: bool = False
     teacher_seed: int | None = None
     teaches: bool = False  # a teacher: found by data set, model and seed alone
+
+    @property
+    def family(self) -> str | None:
+        """What its method learns from: response, feature or relation; None without a teacher."""
+        return METHODS[self.method].family if self.method != "none" else None
 
 
 # How each setting reads in a run id, where it is not the protocol's. amp is not here: like the

@@ -14,6 +14,7 @@ from engine.cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
 from engine.rows import csv_path, machine, read_rows
+from engine.sheet import open_sheet
 from engine.teacher import Teacher, load_teacher
 from utils import UserError, check_writable, load_checkpoint
 
@@ -38,7 +39,11 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         done = len(cells) - len(pending)
         print(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
     complaints, keeper = [], Keeper(args.save_seconds)
-    run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, args.overwrite)
+    sheet = None
+    if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
+        folder = teacher.folder if args.teacher_cache == "auto" else Path(args.teacher_cache)
+        sheet = open_sheet(folder, teacher, data.train, len(data.classes), data.fingerprint)
+    run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, args.overwrite, sheet)
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]
         if mine:

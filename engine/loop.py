@@ -24,6 +24,7 @@ from engine.parallel import from_lead, share, total
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
 from engine.rows import leave
+from engine.sheet import epoch_logits
 from engine.trainee import Batch, Trainee, cosine_lr, student_step
 from utils import Curves, remove_tree
 
@@ -53,8 +54,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
             views, logits = epoch_views(group[0].seed, epoch, len(images), run.device), None
             if asks:
                 progress.doing(f"epoch {epoch + 1}, teacher")
-                logits = state.ahead.logits(
-                    run.teacher, images, views, epoch, ranks, state.save_if_due
+                logits = epoch_logits(
+                    run.teacher, images, views, run.sheet, ranks, state.save_if_due
                 ).to(run.device)
             progress.doing(f"epoch {epoch + 1}")
             lr = cosine_lr(settings.lr, epoch, settings.t_max)

@@ -1,7 +1,7 @@
 """An unfinished run: when it is saved, what is saved, and what counts as the same run.
 
-Saved are each cell's weights, optimiser, position, sums and history (`Trainee.state`) and the
-teacher's logits of the epoch under way. No random number: those come from seed and epoch.
+Saved are each cell's weights, optimiser, position, sums and history (`Trainee.state`). No random
+number: those come from seed and epoch. And no teacher's logits: those stand on its sheet.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ import torch
 from datasets.sources import Data
 from engine.cells import Cell, Settings, run_id
 from engine.parallel import Ranks, from_lead, largest, lead_first
-from engine.teacher import EpochAhead, Teacher
+from engine.sheet import Sheet
+from engine.teacher import Teacher
 from engine.trainee import Trainee
 from utils import ROOT, Interrupted, UserError, check_writable, remove_tree, write_atomic
 
@@ -71,6 +72,7 @@ class Run:
     ranks: Ranks
     keeper: Keeper
     overwrite: bool = False
+    sheet: Sheet | None = None
 
 
 class Unfinished:
@@ -85,7 +87,6 @@ class Unfinished:
         self.folder = folder_of(group, run)
         self.trainees, self.run, self.together = trainees, run, together
         self.taught = any(cell.method != "none" for cell in group)
-        self.ahead = EpochAhead({})
         self.seconds_before, self.begun = 0.0, time.monotonic()
 
     def elapsed(self) -> float:
@@ -119,7 +120,6 @@ class Unfinished:
             content = {
                 "basis": self.basis(),
                 "cells": {t.run_id: t.state() for t in self.trainees},
-                "chunks": self.ahead.chunks,
                 "seconds": self.elapsed(),
             }
             save_state(self.folder / f"rank{run.ranks.rank}.state", content)
@@ -146,8 +146,6 @@ class Unfinished:
                     f"({'; '.join(other)}): go on with those, or start afresh with --overwrite"
                 )
             self.seconds_before = max(self.seconds_before, shard["seconds"])
-            for epoch, chunks in shard["chunks"].items():
-                self.ahead.chunks.setdefault(epoch, {}).update(chunks)
             for name, state in shard["cells"].items():
                 kept = states.get(name)
                 if not kept or (kept["epoch"], kept["step"]) < (state["epoch"], state["step"]):
@@ -206,7 +204,7 @@ def claim(folder: Path) -> filelock.FileLock:
 @functools.cache
 def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
-    engine = ("cells", "loop", "trainee", "teacher", "fused")
+    engine = ("cells", "loop", "trainee", "teacher", "sheet", "fused")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
     files += [ROOT / name for name in ("losses.py", "stage_losses.py", "datasets/views.py")]
     files += sorted((ROOT / "models").glob("*.py"))

@@ -1,19 +1,12 @@
-"""The teacher: loaded from its checkpoint alone, and asked an epoch ahead.
+"""The teacher, loaded from its checkpoint alone."""
 
-All cells of a seed see the same views, and an epoch's views are known when it starts. So one pass
-of the teacher over them serves every cell, exactly: nobody's view differs from what it would see in
-a run of its own (teacher and student must see the same view: Beyer et al., CVPR 2022).
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from datasets.views import Split, Views, gather, normalise, plain
-from engine.parallel import Ranks, share
+from datasets.views import Split, normalise, plain
 from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 
@@ -32,6 +25,7 @@ class Teacher:
     std: tuple[float, ...]
     amp: bool
     data: int = 0  # the fingerprint of the images it was trained on
+    folder: Path | None = None  # where its checkpoint lies
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
@@ -76,43 +70,8 @@ def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> T
         std=tuple(stored["std"]),
         amp=amp,
         data=stored["data"],
+        folder=path.parent,
     )
-
-
-class EpochAhead:
-    """The teacher's logits for every view of an epoch, in the epoch's order.
-
-    The views are cut into chunks at fixed places; ranks share the chunks out. Chunks that are done
-    are part of a run's saved state, by epoch, so that a kill does not cost a whole pass.
-    """
-
-    def __init__(self, chunks: dict[int, dict[int, Tensor]]):
-        self.chunks = chunks  # epoch -> chunk -> logits [size, K], on the CPU
-
-    def logits(
-        self,
-        teacher: Teacher,
-        split: Split,
-        views: Views,
-        epoch: int,
-        ranks: Ranks,
-        tick: Callable[[], None],
-    ) -> Tensor:
-        """float32 [n, K] on the CPU. `tick` is called after each chunk."""
-        self.chunks = {e: chunks for e, chunks in self.chunks.items() if e >= epoch}
-        done = self.chunks.setdefault(epoch, {})
-        size = CHUNK[views.index.device.type]
-        count = -(-len(views) // size)
-        # The same list at every rank: they start from the same saved chunks.
-        missing = [i for i in range(count) if i not in done]
-        mine = missing[ranks.rank :: ranks.world]
-        for i in mine:
-            part = views[i * size : (i + 1) * size]
-            done[i] = teacher(gather(split, part)).cpu()
-            tick()
-        for others in share(ranks, {i: done[i] for i in mine}):
-            done.update(others)
-        return torch.cat([done[i] for i in range(count)])
 
 
 def plain_logits(teacher: Teacher, split: Split) -> Tensor:

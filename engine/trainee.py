@@ -77,11 +77,11 @@ class Trainee:
 
     @property
     def learns_from_logits(self) -> bool:
-        return self.method is not None and self.method.family == "response"
+        return self.cell.family == "response"
 
     @property
     def learns_from_stages(self) -> bool:
-        return self.method is not None and self.method.family != "response"
+        return self.cell.family in ("feature", "relation")
 
     @torch.no_grad()
     def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from engine.parallel import Ranks  # noqa: E402
 from engine.resume import Keeper, Run  # noqa: E402
 from engine.teacher import Teacher  # noqa: E402
 from engine.trainee import initial_model  # noqa: E402
-from utils import run_script  # noqa: E402
+from utils import Interrupted, run_script  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Settings(dataset="shapes", epochs=2, batch_size=32, t_max=2, lr=0.05)
@@ -29,6 +29,20 @@ GRID = [
     for alpha in (0.1, 0.9)
     for temperature in (1.0, 4.0)
 ]
+
+
+class Countdown(Keeper):
+    """A keeper that stops the run at the n-th chance, as a signal would."""
+
+    def __init__(self, chances: int):
+        self.chances, self.signal, self.seconds = chances, 0, 1e9
+
+    def due(self) -> bool:
+        self.chances -= 1
+        return self.chances <= 0
+
+    def saved(self) -> None:
+        raise Interrupted(130)
 
 
 def random_split(count: int, seed: int):
@@ -102,11 +116,18 @@ def script(main, *argv: object) -> int:
 
 def command(*argv: object, **env: str) -> subprocess.CompletedProcess:
     """Run a script in a process of its own."""
-    return subprocess.run(
+    process = begin(*argv, **env)
+    out, err = process.communicate(timeout=170)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def begin(*argv: object, **env: str) -> subprocess.Popen:
+    """Start a script in a process of its own."""
+    return subprocess.Popen(
         [sys.executable, *map(str, argv)],
         cwd=ROOT,
         env=os.environ | env,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=170,
     )

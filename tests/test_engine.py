@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, GRID, TINY, train_all, weights
+from conftest import CPU, GRID, TINY, Countdown, train_all, weights
 from method_inputs import RESPONSE
 
 from datasets.views import epoch_views, gather, normalise, plain
@@ -15,10 +15,8 @@ from engine.cells import Cell, run_id
 from engine.fused import FusedStep, can_fuse
 from engine.loop import train
 from engine.measure import calibration_error
-from engine.parallel import Ranks
 from engine.resume import Keeper, claim, clear, folder_of, load_state, save_state
 from engine.rows import read_rows
-from engine.teacher import EpochAhead
 from engine.trainee import Batch, Trainee, cosine_lr, student_step
 from losses import METHODS
 from utils import Interrupted, UserError
@@ -81,17 +79,6 @@ def test_batch_norm_students_do_not_touch_each_other(make_run):
     settings = replace(TINY, epochs=1)
     together = train_all(cells, make_run("together", settings))
     assert train_all(cells[1:], make_run("alone", settings)).items() <= together.items()
-
-
-def test_logits_ahead_are_what_the_student_sees(make_run, tiny_data, tiny_teacher, monkeypatch):
-    """Row i of the epoch's logits is the teacher's word on exactly view i, wherever chunks end."""
-    views = epoch_views(0, 1, 100, CPU)
-    online = tiny_teacher(gather(tiny_data.train, views))
-    for size in (7, 32, 1000):
-        monkeypatch.setitem(teacher_module.CHUNK, "cpu", size)
-        ahead = EpochAhead({})
-        logits = ahead.logits(tiny_teacher, tiny_data.train, views, 1, Ranks(), lambda: None)
-        torch.testing.assert_close(logits, online)
 
 
 def test_one_step_by_hand(tiny_data, tiny_teacher):
@@ -160,20 +147,6 @@ def test_batch_norm_students_are_not_fused():
 # ---------------------------------------------------------------- killed and going on
 
 
-class Countdown(Keeper):
-    """A keeper that stops the run at the n-th chance, as a signal would."""
-
-    def __init__(self, chances: int):
-        self.chances, self.signal, self.seconds = chances, 0, 1e9
-
-    def due(self) -> bool:
-        self.chances -= 1
-        return self.chances <= 0
-
-    def saved(self) -> None:
-        raise Interrupted(130)
-
-
 # A response method has two epochs of four chunks, four steps and a record each: 18 chances to stop.
 @pytest.mark.parametrize(
     ("family", "moments"), [("response", range(1, 19)), ("feature", [3, 5, 9]), ("relation", [7])]
@@ -208,29 +181,6 @@ def test_the_regressor_is_trained_and_saved(make_run):
 def test_resnet_students_take_every_method(make_run, method):
     cell = replace(of_response(method, 0.5, 4.0), model="resnet18", width=2)
     assert len(train_all([cell], make_run("out", replace(TINY, epochs=1)))) == 1
-
-
-def test_the_teacher_pass_is_not_repeated(make_run, monkeypatch, tiny_teacher):
-    """Stopped after three of four chunks and again after two steps: nothing is asked twice."""
-    monkeypatch.setitem(teacher_module.CHUNK, "cpu", 30)
-    asked = []
-
-    class Counted(teacher_module.Teacher):
-        def __call__(self, pixels, stages=False):
-            asked.append(len(pixels))
-            return super().__call__(pixels, stages)
-
-    run = make_run("out", replace(TINY, epochs=1), teacher=Counted(**vars(tiny_teacher)))
-    for chances, expected in [(3, [30, 30, 30]), (3, [10]), (10**9, [40])]:
-        run.keeper = Countdown(chances)
-        asked.clear()
-        if chances < 10**9:
-            with pytest.raises(Interrupted):
-                train(GRID, GRID, run)
-        else:
-            train(GRID, GRID, run)  # only the test set is left to ask about
-            expected = [30, 10]
-        assert asked == expected
 
 
 def test_a_torn_state_falls_back(make_run, capsys):

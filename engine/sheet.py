@@ -1,0 +1,178 @@
+"""The answer sheet: what the teacher has said to every view that it was ever asked about.
+
+A view is one of 162 of an image, so 50,000 images have 8.1 million views, and a sheet of
+8.1 million x 10 logits (356 MB) answers every seed, epoch, cell, response method and later command
+from then on. It is a file beside the checkpoint, sparse, and filled as views come up. Every row
+carries a check word, so that a row that a kill or a full disk left torn is one that is not there.
+
+That is exact: teacher and student see the same view (Beyer et al., CVPR 2022), and a view's logits
+are the same bits in any company (`answers_alike` checks it; where they are not, there is no sheet).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.views import VIEWS, Split, Views, gather
+from engine.parallel import Ranks, from_lead, share
+from engine.teacher import CHUNK, Teacher
+from utils import note
+
+SALT = 0x5EED  # so that a row of zeros, a hole, does not pass its check
+
+
+class Sheet:
+    """Logits by row: row = view x images + image. One file, which several commands may share.
+
+    They write the same bits into the same places, so they need not wait for one another.
+    """
+
+    def __init__(self, path: Path, key: dict, images: int, classes: int):
+        """Open or create it. Raises OSError where there is no room or no leave to write."""
+        self.path, self.full = path, False
+        header = json.dumps(key, sort_keys=True).encode().ljust(4096)
+        self.start, self.width = len(header), 4 * (classes + 1)  # bytes
+        size = self.start + VIEWS * images * self.width
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            create(path, header, size)
+        self.file = os.open(path, os.O_RDWR)
+        if os.fstat(self.file).st_size != size or os.pread(self.file, len(header), 0) != header:
+            raise OSError(0, "it is damaged or not a sheet: remove it")
+        shape = (VIEWS * images, classes + 1)
+        self.rows = np.memmap(path, np.int32, "r", self.start, shape)
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, K] of the rows [n], and which of them are there, bool [n]."""
+        found = torch.from_numpy(self.rows[rows.numpy()])
+        words = found[:, :-1].contiguous()
+        return words.view(torch.float32), check_words(words) == found[:, -1]
+
+    def write(self, rows: Tensor, logits: Tensor) -> None:
+        """Keep logits float32 [n, K] of the rows [n]; where the disk is full, say so and stop."""
+        if self.full:
+            return
+        words = logits.contiguous().view(torch.int32)
+        whole = torch.cat([words, check_words(words)[:, None]], 1).numpy()
+        try:
+            # Written, not stored through the map: on a full disk a store kills the process.
+            for row, content in zip(rows.tolist(), whole, strict=True):
+                os.pwrite(self.file, content.tobytes(), self.start + row * self.width)
+        except OSError as error:
+            self.full = True
+            note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
+
+
+def check_words(words: Tensor) -> Tensor:
+    """A check word for each row of int32 [n, K]: their sum, each place with a weight of its own."""
+    weights = 2 * torch.arange(1, words.shape[1] + 1) + 1
+    return ((words.long() * weights).sum(1) + SALT).to(torch.int32)
+
+
+def create(path: Path, header: bytes, size: int) -> None:
+    """An empty sheet, all holes; whole or not at all. Raises OSError where it will not fit."""
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise OSError(0, f"it may grow to {size / 1e6:,.2f} MB, and {free / 1e6:,.2f} MB are free")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(header)
+            file.truncate(size)
+        with contextlib.suppress(FileExistsError):  # another command has just made it
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_sheet(
+    folder: Path, teacher: Teacher, split: Split, classes: int, fingerprint: int
+) -> Sheet | None:
+    """The sheet of this teacher, these images and this way of computing, in `folder`.
+
+    None, with a line that says why, where there cannot be one.
+    """
+    device = split.labels.device
+    key = {
+        "teacher": teacher.sha,
+        "data": fingerprint,
+        "device": device.type,
+        "amp": teacher.amp,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "torch": torch.__version__,
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{teacher.run_id}-{name}.sheet"
+    try:
+        sheet = Sheet(path, key, len(split), classes)
+        if not answers_alike(teacher, split, sheet):
+            raise OSError(0, "here an answer depends on what else is asked, to the last bit")
+    except OSError as error:
+        note(f"no answer sheet at {path} ({error.strerror}): every command asks the teacher anew")
+        return None
+    return sheet
+
+
+def answers_alike(teacher: Teacher, split: Split, sheet: Sheet) -> bool:
+    """Whether a view's logits are the same bits in any company, and those on the sheet."""
+    device = split.labels.device
+    size = CHUNK[device.type]
+    number = torch.arange(2 * size) * 7919 % (VIEWS * len(split))  # from here and there
+    views = Views.numbered(number.to(device), len(split))
+    others = torch.randperm(2 * size, generator=torch.Generator().manual_seed(0))[:size]
+    first, second = ask(teacher, split, views[:size]), ask(teacher, split, views[others.to(device)])
+    again = others < size
+    written, there = sheet.read(number[:size])
+    return torch.equal(first[others[again]], second[again]) and torch.equal(
+        first[there], written[there]
+    )
+
+
+def ask(teacher: Teacher, split: Split, views: Views) -> Tensor:
+    """The teacher's logits, float32 [n, K] on the CPU, of at most a chunk of views.
+
+    Filled up to a whole chunk: a kernel is chosen by size, and each rounds in its own way.
+    """
+    size = CHUNK[split.labels.device.type]
+    filled = views[torch.arange(size, device=views.index.device) % len(views)]
+    return teacher(gather(split, filled))[: len(views)].cpu()
+
+
+def epoch_logits(
+    teacher: Teacher,
+    split: Split,
+    views: Views,
+    sheet: Sheet | None,
+    ranks: Ranks,
+    tick: Callable[[], None],
+) -> Tensor:
+    """The teacher's logits for an epoch's views, float32 [n, K] on the CPU.
+
+    From the sheet where they stand there; the rest is asked in chunks, shared out over the ranks,
+    and kept. `tick` is called after each chunk.
+    """
+    device, numbers = views.index.device, views.numbers(len(split)).cpu()
+    # Read once for all ranks, who must agree on what is missing: another command may be writing.
+    known = from_lead(ranks, sheet.read(numbers) if sheet and ranks.lead else None)
+    there = known[1] if known else torch.zeros(len(views), dtype=torch.bool)
+    chunks = [part for part in (~there).nonzero()[:, 0].split(CHUNK[device.type]) if len(part)]
+    answers = {}
+    for i in range(ranks.rank, len(chunks), ranks.world):
+        answers[i] = ask(teacher, split, views[chunks[i].to(device)])
+        if sheet:
+            sheet.write(numbers[chunks[i]], answers[i])
+        tick()
+    for theirs in share(ranks, answers):
+        answers.update(theirs)
+    logits = known[0] if known else torch.empty(len(views), answers[0].shape[1])
+    for i, part in enumerate(chunks):
+        logits[part] = answers[i]
+    return logits

@@ -1,0 +1,205 @@
+"""The answer sheet: exact, whole or absent, never another teacher's, and asked once."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU, GRID, TINY, Countdown, begin, make_images, script, train_all, weights
+
+import distill
+import train_teacher
+from datasets.views import VIEWS, Views, epoch_views, gather
+from engine import sheet as sheet_module
+from engine.loop import train
+from engine.parallel import Ranks
+from engine.rows import csv_path, read_rows
+from engine.sheet import epoch_logits, open_sheet
+from engine.teacher import CHUNK, Teacher
+from utils import Interrupted
+
+
+class Counted(Teacher):
+    """A teacher that notes how many views it is asked at a time."""
+
+    def __call__(self, pixels, stages=False):
+        self.__dict__.setdefault("asked", []).append(len(pixels))
+        return super().__call__(pixels, stages)
+
+
+@pytest.fixture
+def counted(tiny_teacher) -> Counted:
+    return Counted(**vars(tiny_teacher))
+
+
+@pytest.fixture
+def open_tiny(tiny_data, tmp_path):
+    """Opens the sheet of a teacher over the tiny data."""
+    return lambda teacher: open_sheet(tmp_path, teacher, tiny_data.train, 10, 0)
+
+
+def logits_of(teacher, data, sheet, seed=0, epoch=1):
+    views = epoch_views(seed, epoch, 100, CPU)
+    return epoch_logits(teacher, data.train, views, sheet, Ranks(), lambda: None)
+
+
+def test_every_view_has_a_number_of_its_own():
+    numbers = torch.arange(VIEWS * 7)
+    views = Views.numbered(numbers, 7)
+    assert torch.equal(views.numbers(7), numbers)
+    assert len(set(zip(*(v.tolist() for v in vars(views).values()), strict=True))) == VIEWS * 7
+    assert [int(v.max()) for v in (views.index, views.dy, views.dx)] == [6, 8, 8]
+
+
+@pytest.mark.parametrize("size", [7, 32, 1000])
+def test_logits_are_those_of_the_students_views(
+    tiny_data, tiny_teacher, tmp_path, monkeypatch, size
+):
+    """Row i is the teacher's word on exactly view i, wherever chunks end, from a sheet or not."""
+    monkeypatch.setitem(CHUNK, "cpu", size)
+    online = tiny_teacher(gather(tiny_data.train, epoch_views(0, 1, 100, CPU)))
+    torch.testing.assert_close(logits_of(tiny_teacher, tiny_data, None), online)
+    sheet = open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0)
+    first = logits_of(tiny_teacher, tiny_data, sheet)
+    torch.testing.assert_close(first, online)
+    assert torch.equal(logits_of(tiny_teacher, tiny_data, sheet), first)
+
+
+def test_nothing_is_asked_twice(tiny_data, counted, open_tiny):
+    """Not in another epoch, seed or command, and not where it was written an epoch before."""
+    sheet = open_tiny(counted)
+    first = logits_of(counted, tiny_data, sheet)
+    counted.asked.clear()
+    assert torch.equal(logits_of(counted, tiny_data, open_tiny(counted)), first)
+    assert len(counted.asked) == 2  # the two chunks of the new command's probe
+    counted.asked.clear()
+    everything = Views.numbered(torch.arange(VIEWS * 100), 100)
+    epoch_logits(counted, tiny_data.train, everything, sheet, Ranks(), lambda: None)
+    counted.asked.clear()
+    for seed in (1, 2):
+        logits_of(counted, tiny_data, sheet, seed)
+    assert counted.asked == []
+
+
+def test_a_run_stopped_in_the_teachers_pass_does_not_repeat_it(make_run, counted, open_tiny):
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setitem(CHUNK, "cpu", 30)
+        run = make_run("out", replace(TINY, epochs=1), teacher=counted)
+        run.sheet = open_tiny(counted)
+        for chances, expected in [(3, 3), (3, 1), (10**9, 2)]:  # of four chunks; the test set's two
+            run.keeper = Countdown(chances)
+            counted.asked.clear()
+            if chances < 10**9:
+                with pytest.raises(Interrupted):
+                    train(GRID, GRID, run)
+            else:
+                train(GRID, GRID, run)
+            assert len(counted.asked) == expected
+
+
+def test_the_same_bits_with_a_sheet_and_without(make_run, open_tiny, tiny_teacher):
+    without = train_all(GRID, make_run("without"))
+    for name in ("filling it", "reading it"):
+        assert train_all(GRID, make_run(name, sheet=open_tiny(tiny_teacher))) == without
+
+
+# ---------------------------------------------------------------- what is not used
+
+
+def test_a_torn_row_is_a_hole(tiny_data, counted, open_tiny):
+    sheet = open_tiny(counted)
+    whole = logits_of(counted, tiny_data, sheet)
+    [row] = epoch_views(0, 1, 100, CPU)[:1].numbers(100)
+    place = sheet.start + int(row) * sheet.width
+    for torn in (sheet.width, 4, sheet.width - 4):  # all of it, its first word, all but the check
+        os.pwrite(sheet.file, bytes(torn), place)
+        assert sheet.read(row[None])[1].tolist() == [False]
+        assert torch.equal(logits_of(counted, tiny_data, sheet), whole)
+        assert sheet.read(row[None])[1].tolist() == [True]
+
+
+def test_another_teacher_or_way_has_another_sheet(open_tiny, tiny_teacher, tmp_path):
+    open_tiny(tiny_teacher)
+    open_tiny(replace(tiny_teacher, sha="f" * 12))
+    open_tiny(replace(tiny_teacher, amp=True))
+    assert len(list(tmp_path.glob("*.sheet"))) == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "a row"])
+def test_a_damaged_file_is_left(open_tiny, tiny_teacher, tiny_data, capsys, damage):
+    sheet = open_tiny(tiny_teacher)
+    number = torch.arange(1)
+    if damage == "truncated":
+        os.truncate(sheet.path, 5000)
+    elif damage == "header":
+        os.pwrite(sheet.file, b"x", 0)
+    else:  # whole by its check word, and not what this teacher says
+        sheet.write(number, torch.ones(1, 10))
+    assert open_tiny(tiny_teacher) is None
+    assert capsys.readouterr().err.startswith("no answer sheet at ")
+
+
+def test_no_sheet_where_answers_depend_on_their_company(open_tiny, tiny_teacher, capsys):
+    class Moody(Teacher):
+        def __call__(self, pixels, stages=False):
+            return super().__call__(pixels) + torch.arange(len(pixels))[:, None] * 1e-3
+
+    assert open_tiny(Moody(**vars(tiny_teacher))) is None
+    assert "depends on what else is asked" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def test_a_disk_that_fills_up_costs_a_line(make_run, open_tiny, tiny_teacher, monkeypatch, capsys):
+    without = train_all(GRID, make_run("without"))
+    sheet, room = open_tiny(tiny_teacher), [150]
+    write = os.pwrite
+
+    def filling(*args):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*args)
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    assert train_all(GRID, make_run("full", sheet=sheet)) == without
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_too_small_a_disk_is_a_line_and_no_file(
+    open_tiny, tiny_teacher, tmp_path, monkeypatch, capsys
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=700_000)
+    monkeypatch.setattr(sheet_module.shutil, "disk_usage", lambda _: usage)
+    assert open_tiny(tiny_teacher) is None
+    assert "grow to 0.72 MB" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_two_grids_at_once_end_as_one_after_another(tmp_path):
+    make_images(tmp_path / "images", train=130, test=10)
+    common = ["--dataset", "folder", "--data-dir", tmp_path / "images", "--epochs", 3]
+    common += ["--batch-size", 50, "--device", "cpu", "--threads", 1, "--lr", 0.01]
+    assert script(train_teacher.main, *common, "--width", 4, "--out-dir", tmp_path / "t") == 0
+    [teacher] = (tmp_path / "t" / "checkpoints").glob("*.pt")
+    grids = [["--alpha", a, "--temperature", 1, 4, "--teacher", teacher] for a in (0.1, 0.9)]
+    for name, grid in zip("ab", grids, strict=True):
+        argv = [*common, *grid, "--teacher-cache", "off", "--out-dir", tmp_path / name]
+        assert script(distill.main, *argv) == 0
+    assert not list(tmp_path.rglob("*.sheet"))
+    both = [
+        begin("distill.py", *common, *grid, "--out-dir", tmp_path / f"{name}2")
+        for name, grid in zip("ab", grids, strict=True)
+    ]
+    assert [process.communicate(timeout=170) and process.returncode for process in both] == [0, 0]
+    assert len(list((tmp_path / "t").rglob("*.sheet"))) == 1
+    for name in "ab":
+        assert weights(tmp_path / name) == weights(tmp_path / f"{name}2")
+        one, two = (read_rows(csv_path(tmp_path / n)).test_loss for n in (name, f"{name}2"))
+        assert one.equals(two)
