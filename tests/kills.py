@@ -41,6 +41,7 @@ def start(root: Path, out: Path, teacher: Path) -> int:
     os.dup2(quiet, 1)
     saves = ["--save-seconds", "0.05"]
     where = ["--data-dir", root / "images", "--out-dir", out, "--teacher", teacher]
+    where += ["--teacher-cache", out / "sheets"]  # its own: a kill may meet its filling
     status = script(distill.main, *COMMON, *GRID, *saves, *where)
     os._exit(status)
 
