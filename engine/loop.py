@@ -143,8 +143,9 @@ def record(
 ) -> None:
     """Measure the cells that have just finished the epoch, and write it down."""
     sound = [t for t in here if not t.diverged]
-    measured = []
-    if run.ranks.lead or not together:
+    measured: list[dict[str, float]] = [{} for _ in sound]
+    due = (epoch + 1) % run.eval_every == 0 or epoch + 1 == run.settings.epochs
+    if due and (run.ranks.lead or not together):
         measured = measure.record([t.model for t in sound], run.data, run.settings.amp)
     if together:
         measured = from_lead(run.ranks, measured)
@@ -162,4 +163,4 @@ def record(
         trainee.sums.zero_()
     if sound:
         last = sound[0].history[-1]
-        progress.epoch(epoch + 1, last["loss"], last["test_acc"])
+        progress.epoch(epoch + 1, last["loss"], last.get("test_acc"))

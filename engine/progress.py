@@ -29,16 +29,17 @@ class Progress:
     def step(self, count: int = 1) -> None:
         self.bar.update(count)
 
-    def epoch(self, done: int, loss: float, accuracy: float) -> None:
+    def epoch(self, done: int, loss: float, accuracy: float | None) -> None:
         """`done` epochs are done; the figures are of one cell, the first."""
-        self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.4f}")
+        figures = f"loss {loss:.3f}" + (f", accuracy {accuracy:.4f}" if accuracy else "")
+        self.bar.set_postfix_str(figures)
         now = time.monotonic()
         if self.to_log and now - self.said >= QUIET_SECONDS:
             self.said, gone = now, now - self.begun
             left = gone / (done - self.first) * (self.epochs - done)
             print(
-                f"{self.what}: epoch {done} of {self.epochs}, loss {loss:.3f}, accuracy "
-                f"{accuracy:.4f}, {clock(gone)} gone, {clock(left)} left",
+                f"{self.what}: epoch {done} of {self.epochs}, {figures}, "
+                f"{clock(gone)} gone, {clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )

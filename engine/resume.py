@@ -73,6 +73,7 @@ class Run:
     keeper: Keeper
     overwrite: bool = False
     sheet: Sheet | None = None
+    eval_every: int = 1  # epochs from one measurement to the next; the last is always measured
 
 
 class Unfinished:

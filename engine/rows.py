@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 
 import filelock
@@ -109,7 +110,7 @@ def epoch_columns(history: list[dict[str, float]]) -> dict:
     last, best = history[-1], best_epoch(history, "test_acc")
     columns = {name: last[name] for name in ("test_acc", "test_loss", "train_acc")}
     columns |= {"best_test_acc": history[best]["test_acc"], "best_epoch": best + 1}
-    columns["test_curve"] = " ".join(f"{record['test_acc']:.6g}" for record in history)
+    columns["test_curve"] = " ".join(f"{record.get('test_acc', nan):.6g}" for record in history)
     if "val_acc" in last:
         best = best_epoch(history, "val_acc")
         columns |= {"val_acc": last["val_acc"], "best_val_acc": history[best]["val_acc"]}
@@ -118,8 +119,9 @@ def epoch_columns(history: list[dict[str, float]]) -> dict:
 
 
 def best_epoch(history: list[dict[str, float]], figure: str) -> int:
-    """The first epoch, from 0, with the highest figure."""
-    return max(range(len(history)), key=lambda epoch: (history[epoch][figure], -epoch))
+    """The first epoch, from 0, with the highest figure, of those that have one."""
+    measured = [epoch for epoch, record in enumerate(history) if figure in record]
+    return max(measured, key=lambda epoch: (history[epoch][figure], -epoch))
 
 
 def checkpoint_of(trainee: Trainee, run: Run) -> dict:

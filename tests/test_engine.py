@@ -16,7 +16,7 @@ from engine.fused import FusedStep, can_fuse
 from engine.loop import train
 from engine.measure import calibration_error
 from engine.resume import Keeper, claim, clear, folder_of, load_state, save_state
-from engine.rows import read_rows
+from engine.rows import csv_path, read_rows
 from engine.trainee import Batch, Trainee, cosine_lr, student_step
 from losses import METHODS
 from utils import Interrupted, UserError
@@ -290,3 +290,15 @@ def test_calibration_error_by_hand():
     logits = torch.stack([p.log(), (1 - p).log()], 1)
     labels = torch.tensor([0, 0, 0, 1])
     assert calibration_error(logits, labels) == pytest.approx(0.5 * 0.1 + 0.5 * 0.05)
+
+
+def test_measuring_now_and_then_leaves_the_weights_and_the_last_epoch(make_run):
+    settings = replace(TINY, epochs=5)
+    always = train_all(GRID[:2], make_run("always", settings))
+    assert train_all(GRID[:2], make_run("seldom", settings, eval_every=2)) == always
+    rows = [read_rows(csv_path(make_run(name).out_dir)) for name in ("always", "seldom")]
+    assert rows[0].test_acc.equals(rows[1].test_acc)
+    for all_epochs, some in zip(rows[0].test_curve, rows[1].test_curve, strict=True):
+        kept = [v if epoch in (2, 4, 5) else "nan" for epoch, v in enumerate(all_epochs.split(), 1)]
+        assert some.split() == kept
+    assert set(rows[1].best_epoch) <= {2, 4, 5}
