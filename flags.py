@@ -79,7 +79,7 @@ def parser(description: str) -> Parser:
     add("--threads", type=COUNT_OR_NONE, default=0, help="CPU threads; 0: torch's own choice")
     add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
     add("--eval-every", type=COUNT, default=1, metavar="N",
-        help="measure after every N epochs and the last; best epochs are then among those")  # fmt: skip
+        help="measure after every N epochs and the last; the best is then of those")  # fmt: skip
     add("--overwrite", action="store_true", help="train again what is in the CSV already")
     add("--save-seconds", type=POSITIVE, default=60.0,
         help="how often the state of an unfinished run is saved")  # fmt: skip
