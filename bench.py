@@ -188,10 +188,10 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
 
 def figures(job: argparse.Namespace, barrier) -> dict:
     """What one process measures, and its peak memory in bytes."""
-    keep_freed_memory()
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     data = load(job.dataset, job.data_dir, device)
+    keep_freed_memory()
     answer = WAYS[job.way](data, device, job, barrier.wait)
     answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":

@@ -32,6 +32,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         check_writable(args.out_dir / name)
     taught = any(cell.method != "none" for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
+    parallel.keep_freed_memory()  # from here on: what loading has freed is given back
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
     pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data.fingerprint))

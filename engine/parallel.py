@@ -33,7 +33,6 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
 
     Raises UserError for a device that torch does not have.
     """
-    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -11,7 +11,7 @@ from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 
 # Views a forward pass, by device; rounding depends on it, so it is fixed and not a flag.
-CHUNK = {"cpu": 250, "cuda": 2000}
+CHUNK = {"cpu": 64, "cuda": 2000}
 
 
 @dataclass
