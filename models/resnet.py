@@ -35,7 +35,9 @@ class ResNet18(nn.Module):
     def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(3, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         self.stage1 = self._stage(width, width, stride=1)
         self.stage2 = self._stage(width, 2 * width, stride=2)
