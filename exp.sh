@@ -53,7 +53,7 @@ if [ "$GPUS" -gt 0 ]; then
     : "${RANKS:=$GPUS}"
 else
     # Small tensors do not keep several threads busy: on two cores, two ranks of one thread took
-    # less time than one rank of two (README, Performance).
+    # less time than one rank of two (docs/performance.md).
     cores=$(nproc 2>/dev/null || echo 2)
     : "${RANKS:=$((cores < 4 ? cores : 4))}"
     THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
