@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.trainee import Batch, Trainee, mix
 from losses import hard_loss
 from models import CNN
+from models.cnn import pool
 
 
 def can_fuse(trainees: list[Trainee]) -> bool:
@@ -73,8 +74,7 @@ class FusedStep:
         width = p["conv1.weight"].shape[1]
         # The cells share the input, so their first convolutions are one, with C * w channels.
         h = F.conv2d(x, p["conv1.weight"].flatten(0, 1), p["conv1.bias"].flatten(), 2, 1)
-        h = F.leaky_relu(h, 0.2)
-        h = F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
+        h = pool(F.leaky_relu(h, 0.2))
         # The second one differs in input and weights: patches times weights, a bmm over the cells.
         # (Not F.unfold: on a GPU that is a kernel launch for every image of every cell.)
         patches = F.pad(h, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # [B, C * w, 8, 8, 3, 3]

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import MODELS, build, parameter_count
+from models.cnn import pool
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("cnn", 25_578)])
@@ -38,3 +39,17 @@ def test_stages_on_request(name):
     maps = [stage for stage in stages.values() if stage.ndim == 4]
     assert [stage.shape[2] for stage in maps] == sides
     assert stages["pooled"].ndim == 2
+
+
+def test_the_pool_is_the_same_with_and_without_gradients():
+    """Ties and odd sizes included, and the bits."""
+    for size in (16, 16), (3, 2), (1, 1):
+        h = torch.randint(-3, 3, (4, 5, *size), generator=torch.Generator().manual_seed(0)).float()
+        for maps in (h, h.contiguous(memory_format=torch.channels_last)):
+            with torch.no_grad():
+                assert torch.equal(pool(maps), pool_of_torch(maps))
+            assert torch.equal(pool(maps), pool_of_torch(maps))
+
+
+def pool_of_torch(h: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
