@@ -10,10 +10,14 @@ results/heatmap.png, curves.png and lines.png; the pictures go to TensorBoard's 
 import argparse
 from pathlib import Path
 
+import pandas as pd
+
 import flags
 import utils
 from engine.rows import csv_path, read_rows
-from reporting import groups, plots, report
+from reporting import pictures, report
+from reporting.compare import Results, compare
+from reporting.rows import split
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,22 +29,28 @@ def main(argv: list[str] | None = None) -> None:
             f"no finished run in {path}: run `sh exp.sh` (or train_student.py, or distill.py) first"
         )
     reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
-    found, teachers = groups.split(rows)
-    pictures = plots.pictures(found)
     # The report takes each schedule's own metric, so that it is a function of the CSV alone.
-    text = report.report(found, teachers, reference, pictures)
-    shown = groups.split(rows, args.metric)[0] if args.metric else found
-    table = report.table(shown, teachers, reference)
+    found, teachers = compared(rows)
+    shown = compared(rows, args.metric)[0] if args.metric else found
+    drawn = pictures.pictures(found)
+    text = report.write("REPORT.md", found, teachers, reference, drawn)
+    table = report.write("table.md", shown, teachers, reference)
 
     folder = path.parent
-    for name, png in pictures.items():
+    for name, png in drawn.items():
         utils.write_atomic(folder / f"{name}.png", png)
     utils.write_atomic(folder / "table.md", table.encode())
     utils.write_atomic(folder / "REPORT.md", text.encode())
-    if pictures:
-        utils.log_images(args.out_dir, pictures)
+    if drawn:
+        utils.log_images(args.out_dir, drawn)
     print(table)
-    print(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in pictures)])}")
+    print(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
+
+
+def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:
+    """Every protocol's results, the main one first, and the teachers that belong to none."""
+    protocols, teachers = split(rows, metric)
+    return [compare(protocol) for protocol in protocols], teachers
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

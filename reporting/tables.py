@@ -1,105 +1,93 @@
-"""The tables in Markdown: teacher and student, the alpha x T pivots, the reference beside them."""
+"""Results as text: every cell a row of one sheet, and Markdown tables that select from it."""
 
-from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 
 from engine.cells import Settings
 from reporting import stats
-from reporting.groups import (
-    CIFAR10_TRAIN,
-    METRICS,
-    NO_TEMPERATURE,
-    PROTOCOL,
-    Cell,
-    Grid,
-    Group,
-    complete,
-    is_reference,
-    short_ids,
-    usual_seeds,
-)
+from reporting.compare import Results
+from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
 
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
+MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
+LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
+SAME = ("amp", "device", "machine", "torch", "commit", "data", "teacher", "teacher_sha")
+LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy", "data")
 
 
-# ---------------------------------------------------------------- numbers as text
-
-
-def fixed(value: float, digits: int, sign: str = "") -> str:
+def fixed(value: float, digits: int = 2, sign: str = "") -> str:
     """With so many digits after the point; — for NaN.
 
     Rounded to nine digits first: a mean on the edge, as 61.245, must not go by its last bit, which
     is not the same with every version of NumPy.
     """
     value = float(value)  # NumPy's own numbers are rounded by another rule
-    return NONE if np.isnan(value) else f"{round(round(value, 9), digits) + 0.0:{sign}.{digits}f}"
+    if np.isnan(value):
+        return NONE
+    return f"{round(round(value, 9), digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
 def percent(value: float) -> str:
     """0.6128 as 61.28."""
-    return fixed(100 * value, 2)
+    return fixed(100 * value)
 
 
 def points(value: float) -> str:
     """0.0045 as +0.45: a difference in percentage points."""
-    return fixed(100 * value, 2, "+")
+    return fixed(100 * value, sign="+")
 
 
-def mean_std(mean: float, std: float) -> str:
+def spread(cell: pd.Series) -> str:
     """`61.28 ± 0.21`, and the mean alone where there is no standard deviation."""
-    return percent(mean) if np.isnan(std) else f"{percent(mean)} ± {percent(std)}"
+    return percent(cell["mean"]) + (f" ± {percent(cell['std'])}" if cell["std"] >= 0 else "")
 
 
-def interval(mean: float, half: float, write: Callable[[float], str] = percent) -> str:
-    """`[61.02, 61.54]`, or — where no interval can be given."""
-    return NONE if np.isnan(half) else f"[{write(mean - half)}, {write(mean + half)}]"
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else fixed(p, 3)
-
-
-def several(values: Iterable[float], digits: int = 2, scale: float = 100) -> str:
+def several(values: pd.Series) -> str:
     """Mean ± standard deviation of a column over seeds."""
-    result = stats.estimate(list(values))
-    spread = f" ± {fixed(scale * result.std, digits)}" if result.n > 1 else ""
-    return fixed(scale * result.mean, digits) + spread
+    return spread(pd.Series(stats.estimate(values)._asdict()))
 
 
-def cell_name(cell: Cell) -> str:
-    """`α 0.5, T 10`, and without T where the method has none."""
-    alpha, temperature = cell
-    return f"α {alpha:g}" + (f", T {temperature:g}" if temperature != NO_TEMPERATURE else "")
+def gain(test: pd.Series) -> str:
+    """`+0.30 [+0.10, +0.50] †`: with interval and mark, and n where it lacks seeds of its cell."""
+    low, high = points(test.difference - test.half), points(test.difference + test.half)
+    interval = "" if np.isnan(test.half) else f" [{low}, {high}]"
+    fewer = f" (n {test.n})" if 0 < test.n < test.seeds else ""
+    return points(test.difference) + interval + MARKS[test.sign] + fewer
+
+
+def temperature(t: float) -> str:
+    return NONE if t == NO_TEMPERATURE else f"{t:g}"
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def quoted(teachers: Iterable[str]) -> str:
-    """Run ids of teachers as code; a row may name none."""
-    return ", ".join(f"`{name}`" if name else "an unnamed teacher" for name in sorted(teachers))
+def duration(seconds: pd.Series) -> str:
+    """Its sum as `1:55:41`."""
+    return str(timedelta(seconds=round(seconds.sum())))
 
 
-def markdown(header: list[str], lines: Iterable[Iterable[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = [":---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+def distinct(values: pd.Series) -> list[str]:
+    """Every value of a column once, as text, numbers without their `.0`."""
+    known = values.replace("", np.nan).dropna()
+    return sorted({f"{v:.15g}" if isinstance(v, float) else str(v) for v in known})
 
 
-# ---------------------------------------------------------------- what a group is
+def mixed(rows: pd.DataFrame) -> str:
+    """In what runs differ that should not: a difference between cells may be theirs."""
+    names = [f"`{name}`" for name in SAME if len(distinct(rows[name])) > 1]
+    return f" The runs differ in {', '.join(names)}." if names else ""
 
 
 def title(settings: dict) -> str:
     """The data, the length, and whatever else is not the reference protocol's."""
-    size, validation = settings["train_size"], settings["val_size"]
-    parts = [str(settings["dataset"]), f"{size:,.0f} training images"]
+    parts = [str(settings["dataset"]), f"{settings['train_size']:,.0f} training images"]
+    if settings["val_size"]:
+        parts.append(f"{settings['val_size']:,.0f} for validation")
     parts += [plural(int(settings["epochs"]), "epoch"), f"T_max {settings['t_max']:g}"]
-    if validation:
-        parts.insert(2, f"{validation:,.0f} for validation")
     for name in ("batch_size", "lr", "momentum", "weight_decay", "normalization"):
         value = settings[name]
         if value != getattr(Settings(), name):
@@ -107,247 +95,125 @@ def title(settings: dict) -> str:
     return ", ".join(parts) + (" (the reference's protocol)" if is_reference(settings) else "")
 
 
-METRIC_TEXT = {
-    "last": "Figures: test accuracy in % of the **last epoch** (column `test_acc`).",
-    "best": "Figures: test accuracy in % of the **best epoch** (column `best_test_acc`): each "
-    "run's epoch was **chosen on the test set**, which flatters every figure here.",
-    "val": "Figures: test accuracy in % at the epoch of each run's **best validation accuracy** "
-    "(column `test_curve` at epoch `best_val_epoch`): the test set chose no epoch.",
-}
-
-
-def describe(group: Group) -> str:
-    """The schedule, and what the figures are."""
-    if group.annealed:
-        text = "The schedule is fully annealed (T_max = epochs), so the last epoch needs no choice."
-    elif group.settings["t_max"] > group.settings["epochs"]:
-        text = (
-            "The schedule stops before the learning rate is annealed (T_max is more than the "
-            "epochs), so accuracy still swings from epoch to epoch at the end."
+def sheet(results: Results) -> pd.DataFrame:
+    """Every cell as text, by CELL: a column a figure, and for each `against` its gain and p."""
+    cells, text = results.cells, results.cells.index.to_frame()
+    text = text.rename(columns={"variant": "method", "alpha": "α", "temperature": "T"})
+    text["α"] = text["α"].map("{:g}".format)
+    text["T"] = text["T"].map(temperature)
+    text["cell"] = "α " + text["α"] + (", T " + text["T"]).where(text["T"] != NONE, "")
+    text["n"], text["run ids"] = cells.n.astype(str), cells.run_ids
+    text["accuracy"], text["validation"] = cells.apply(spread, axis=1), cells.val.map(percent)
+    text["agreement"], text["ECE"] = cells.agreement.map(percent), cells.ece.map(percent)
+    text["KL"] = [fixed(kl, 3) for kl in cells.teacher_kl]
+    text["teacher_sha"] = cells.teacher_sha.replace("", NONE)
+    for against, tests in results.tests.groupby("against"):
+        tests = tests.set_index(CELL).join(cells.n.rename("seeds"))
+        text[f"− {against}"] = tests.apply(gain, axis=1)
+        text[f"points {against}"] = tests.difference.map(points) + tests.sign.map(MARKS)
+        text[f"p of {against}"] = pd.Series(
+            ["< 0.001" if p < 0.001 else fixed(p, 3) for p in tests.p_holm], tests.index
         )
-    else:
-        text = (
-            "The learning rate reaches 0 after T_max epochs and rises again after that (T_max is "
-            "less than the epochs), so the last epoch is not the end of an annealing."
-        )
-    return f"{text} {METRIC_TEXT[group.metric]}"
+    most = cells.n.groupby(CELL[:2]).transform("max")
+    marked = text.accuracy.where(~cells.best, "**" + text.accuracy + "**")
+    marked += (" (n " + text.n + ")").where((cells.n > 0) & (cells.n < most), "")
+    over = results.tests[results.tests.against == ALONE].set_index(CELL).sign
+    marked += over.reindex(cells.index, fill_value=0).map(MARKS)
+    text["marked"] = marked.where(~cells.picked, marked + " (chosen)")
+    return text.fillna(NONE)
 
 
-# ---------------------------------------------------------------- teacher and student
+def look(text: pd.DataFrame, cell: tuple | None, column: str) -> str:
+    """One figure of a sheet; — if there is no such cell or column."""
+    return text.at[cell, column] if cell in text.index and column in text else NONE
 
 
-WHO = [
-    *("role", "model", "runs", "parameters", "epochs, T_max", "last epoch", "best epoch"),
-    "run ids",
-]
+def count(tests: pd.DataFrame, sign: int) -> str:
+    """How many comparisons come out so after correction; — where none has a p."""
+    return str((tests.sign == sign).sum()) if tests.p.notna().any() else NONE
 
 
-def who_table(group: Group) -> str:
+def show(frame: pd.DataFrame, *columns: str) -> str:
+    """Its columns as a Markdown table, without those that are nothing but —; empty for no row."""
+    shown = [name for name in columns if name in frame and (frame[name] != NONE).any()]
+    header = [name.split(" of ")[0].removesuffix(" among methods") for name in shown]
+    rule = [":---" if name in LEFT else "---:" for name in shown]
+    lines = [header, rule, *frame[shown].to_numpy().tolist()] if len(frame) else []
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
+    """T down, α across, of text by CELL; `last` is by CELL, too, and a line of its own."""
+    table = text.droplevel(CELL[:2]).unstack("alpha").fillna(NONE)
+    corner = "T \\ α"
+    table.insert(0, corner, table.index.map(temperature))
+    if last is not None and len(last):
+        line = last.droplevel([*CELL[:2], "temperature"]).reindex(table.columns[1:]).fillna(NONE)
+        table.loc[CONTROL] = [CONTROL, *line]
+    table.columns = [corner, *(f"{alpha:g}" for alpha in table.columns[1:])]
+    return show(table, *table.columns)
+
+
+def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
     """Teachers and students alone: last and best epoch, mean ± std over seeds."""
-    lines = teacher_lines(group.teachers)
-    for student in group.students():
-        rows = group.alone[student]
-        if len(rows):
-            lines.append(who_line("student alone", rows))
-    return markdown(WHO, lines, left=2) if lines else ""
+    both = {"teacher": teachers}
+    if students is not None:
+        both["student alone"] = students[students.variant == ALONE]
+    lines = []
+    for role, rows in both.items():
+        for (model, *_), part in rows.groupby(["student", *PROTOCOL], dropna=False):
+            params, epochs, t_max = part.iloc[0][["params", "epochs", "t_max"]]
+            lines.append({
+                "role": role, "model": model, "runs": str(len(part)),
+                "parameters": fixed(params, 0, ","), "epochs, T_max": f"{epochs:g}, {t_max:g}",
+                "last epoch": several(part.test_acc), "best epoch": several(part.best_test_acc),
+                "ECE": several(part.ece), "run ids": short_ids(part),
+            })  # fmt: skip
+    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
 
 
-def teacher_lines(teachers: pd.DataFrame) -> list[list[str]]:
-    """One line for each model and protocol of teachers."""
-    groups = teachers.groupby(["student", *PROTOCOL], dropna=False, sort=True)
-    return [who_line("teacher", part) for _, part in groups]
-
-
-def who_line(role: str, rows: pd.DataFrame) -> list[str]:
-    first = rows.iloc[0]
-    params = NONE if np.isnan(first.params) else f"{first.params:,.0f}"
-    schedule = f"{first.epochs:g}, {first.t_max:g}"
-    figures = [several(rows.test_acc), several(rows.best_test_acc)]
-    return [role, first.student, str(len(rows)), params, schedule, *figures, short_ids(rows)]
-
-
-# ---------------------------------------------------------------- pivots
-
-
-def pivot(cells: pd.DataFrame, write: Callable[[pd.Series], str]) -> str:
-    """T down, α across; `write` turns one row of `cells` into text; what is missing shows as —."""
-    alphas = sorted(set(cells.index.get_level_values("alpha")))
-    temperatures = sorted(set(cells.index.get_level_values("temperature")))
-    known = {cell: write(cells.loc[cell]) for cell in cells.index}
+def made_with(results: Results) -> str:
+    """The settings and what the runs were made on: students' and teachers' values."""
+    parts = {"students": results.protocol.rows, "teachers": results.protocol.teachers}
     lines = [
-        [NONE if t == NO_TEMPERATURE else f"{t:g}", *(known.get((a, t), NONE) for a in alphas)]
-        for t in temperatures
+        {"column": f"`{name}`"}
+        | {who: ", ".join(distinct(part[name])) or NONE for who, part in parts.items()}
+        for name in (*PROTOCOL, *LOGGED, "commit", "teacher", "teacher_sha")
     ]
-    return markdown(["T \\ α", *(f"{alpha:g}" for alpha in alphas)], lines)
+    return show(pd.DataFrame(lines), "column", "students", "teachers")
 
 
-def accuracy_pivot(grid: Grid) -> str:
-    """Mean ± std; best of each column bold, the best overall marked, † above the student alone."""
-    cells = grid.cells
-    means = complete(cells)["mean"].round(12)
-    column_best = means.groupby("alpha").transform("max")
-    bold = means.index[means == column_best]
-    seeds = cells.n.max()
-
-    def write(cell: pd.Series) -> str:
-        if not cell.n:
-            return NONE
-        text = mean_std(cell["mean"], cell["std"]) + (f" (n {cell.n})" if cell.n < seeds else "")
-        text = f"**{text}**" if cell.name in bold else text
-        best = " (best)" if cell.name == grid.best else ""
-        return text + best + (" †" if cell.above else "")
-
-    return pivot(cells, write)
+BLANK = -1.0  # stands for a blank alpha or T of the reference, since NaN equals nothing
+KEY = ["role", "model", "alpha", "temperature"]
+REFERENCE = ["role", "model", "α", "T", "this project", "reference", "difference"]
 
 
-def seed_range(cells: pd.DataFrame) -> str:
-    """`2 seeds`, or `1 to 2 seeds` where cells differ; a cell without any is not counted."""
-    low, high = int(cells.n[cells.n > 0].min()), int(cells.n.max())
-    return plural(high, "seed") if low == high else f"{low} to {high} seeds"
+def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
+    """The reference's rows that have ours, with `mean`, `std` (ours) and `difference`.
+
+    Both sides are best epochs. Only plain kd counts, and only students of a teacher of the
+    reference's own width and protocol, or of none.
+    """
+    teachers = results.protocol.teachers
+    alike = [is_reference(row) for row in teachers.to_dict("records")]
+    teachers = teachers[np.array(alike, dtype=bool) & (teachers.student == teachers.model)]
+    rows = results.protocol.rows
+    taught = rows[(rows.kind == "kd") & rows.teacher.isin(teachers.run_id)]
+    alone = rows[(rows.kind == ALONE) & (rows.role == "student")]
+    ours = pd.concat([teachers, alone, taught])
+    ours = ours[(ours.student == ours.model) & ours.best_test_acc.notna()]
+    ours.loc[ours.role != "distill", KEY[2:]] = BLANK
+    found = ours.groupby(KEY).best_test_acc.agg(["mean", "std"])
+    table = reference.join(found, on=KEY, how="inner")
+    return table.assign(difference=table["mean"] - table.test_acc)
 
 
-def eligible(cells: pd.DataFrame) -> str:
-    """`cells of at least 2 seeds`, which the best was chosen among; empty where that is all."""
-    if len(complete(cells)) == len(cells):
-        return ""
-    return f"cells of at least {plural(usual_seeds(cells), 'seed')}"
-
-
-def legend(grid: Grid, group: Group) -> str:
-    """What the marks in a pivot mean, with how it was tested; nothing that is not there."""
-    seeds = int(grid.cells.n.max())
-    among = eligible(grid.cells)
-    among = f"; only {among}" if among else ""
-    text = f"Bold: best mean of its column; (best): of all{among}. " if len(grid.cells) > 1 else ""
-    if seeds > 1:
-        text += f"Mean ± standard deviation over {seed_range(grid.cells)}. "
-    tested = int(grid.cells.p.notna().sum())
-    if tested:
-        text += (
-            "†: above the student alone (difference paired by seed, two-sided t-test, Holm over "
-            f"{plural(tested, 'cell')}, 5 %). "
-        )
-    elif seeds == 1:
-        text += "One seed: no interval and no test can be given. "
-    first = grid.rows.iloc[0]
-    rows = f"`role` distill, `model` {first.model}, `method` {grid.method}"
-    rows += "" if np.isnan(first.width) else f", `width` {first.width:g}"
-    rows += f", `scale_t2` {grid.scale_t2}" if grid.method == "kd" else ""
-    rows += "" if np.isnan(first.beta) else f", `beta` {first.beta:g}"
-    rows += f", `teacher` {grid.teacher}" if grid.teacher else ""
-    return f"{text}Rows: {rows}; column `{METRICS[group.metric][0]}`.".replace(
-        "`val_epoch_test_acc`", "`test_curve` at `best_val_epoch`"
+def reference_table(table: pd.DataFrame) -> str:
+    """beside_reference as Markdown."""
+    text = table[KEY].map(lambda v: v if isinstance(v, str) else NONE if v == BLANK else f"{v:g}")
+    text[REFERENCE[4]], text[REFERENCE[5]] = (
+        table.apply(spread, axis=1),
+        table.test_acc.map(percent),
     )
-
-
-# ---------------------------------------------------------------- beside the reference
-
-
-def reference_part(group: Group, reference: pd.DataFrame) -> str:
-    """This project's best epochs beside the reference's, cell by cell, or why not."""
-    if not group.is_reference:
-        settings, protocol = group.settings, Settings()
-        if settings["dataset"] != protocol.dataset:
-            return (
-                f"The reference table is of `{protocol.dataset}` and these rows are of "
-                f"`{settings['dataset']}`: nothing is put beside it."
-            )
-        short = settings["epochs"] < protocol.epochs or settings["train_size"] < CIFAR10_TRAIN
-        return (
-            f"This is another{', shorter' if short else ''} protocol than the reference's: its "
-            "accuracies are not comparable with the reference table and are not put beside it."
-        )
-    if not len(reference):
-        return "No `results/reference.csv`: nothing can be put beside the reference."
-    ours = our_best(group)
-    keys = [(row.role, row.model, row.alpha, row.temperature) for row in reference.itertuples()]
-    reference = reference[[key in ours for key in keys]]
-    if not len(reference):
-        return "No row of this group stands in the reference table." + others_students(group)
-    mine = [ours[key] for key in keys if key in ours]
-    reference = reference.assign(ours=[m.mean for m in mine], std=[m.std for m in mine])
-    reference["difference"] = reference.ours - reference.test_acc
-    text = [
-        "Both sides are best epochs, chosen on the test set (column `best_test_acc`); the "
-        "reference has one seed. Difference: this project minus the reference, in points."
-        + others_students(group)
-    ]
-    grid = reference[(reference.role == "distill") & (reference.model == "cnn")]
-    rest = reference.drop(grid.index)
-    if len(rest):
-        text.append(
-            markdown(
-                ["role", "model", "α", "T", "this project", "reference", "difference"],
-                [
-                    [
-                        row.role,
-                        row.model,
-                        blank(row.alpha),
-                        blank(row.temperature),
-                        mean_std(row.ours, row.std),
-                        percent(row.test_acc),
-                        points(row.difference),
-                    ]
-                    for row in rest.itertuples()
-                ],
-                left=2,
-            )  # fmt: skip
-        )
-    if len(grid):
-        table = grid.set_index(["alpha", "temperature"]).sort_index()
-        text.append("Student cnn: this project − reference = difference.")
-        text.append(
-            pivot(
-                table,
-                lambda row: (
-                    f"{percent(row.ours)} − {percent(row.test_acc)} = {points(row.difference)}"
-                ),
-            )
-        )
-        size = table.difference.abs()
-        text.append(
-            f"Over these {len(table)} cells the difference is {points(table.difference.mean())} "
-            f"points in the mean, {percent(size.mean())} in mean size and {percent(size.max())} "
-            f"at most ({cell_name(size.idxmax())})."
-        )
-    return "\n\n".join(text)
-
-
-def our_best(group: Group) -> dict[tuple, stats.Estimate]:
-    """best_test_acc over seeds by (role, model, alpha, T), as the reference names its cells."""
-    teachers = reference_teachers(group)
-    plain = [g.rows[g.rows.teacher.isin(teachers.run_id)] for g in group.grids if g.is_plain]
-    own = [rows[rows.role == "student"] for rows in group.alone.values()]
-    found: dict[tuple, list[float]] = {}
-    for rows in [*plain, teachers, *own]:
-        for row in rows[rows.student == rows.model].itertuples():  # the models' own widths
-            cell = (row.alpha, row.temperature) if row.role == "distill" else (BLANK, BLANK)
-            if not np.isnan(row.best_test_acc):
-                found.setdefault((row.role, row.model, *cell), []).append(row.best_test_acc)
-    return {key: stats.estimate(values) for key, values in found.items()}
-
-
-def reference_teachers(group: Group) -> pd.DataFrame:
-    """The teachers trained as the reference's was: its protocol, its width."""
-    teachers = group.teachers[group.teachers.student == group.teachers.model]
-    its = [is_reference(row) for row in teachers.to_dict("records")]
-    return teachers[np.array(its, dtype=bool)]  # a list, if empty, would pick no column
-
-
-def others_students(group: Group) -> str:
-    """Whose students are not put beside the reference, if any are left out."""
-    known = set(reference_teachers(group).run_id)
-    others = {name for grid in group.grids if grid.is_plain for name in grid.rows.teacher} - known
-    if not others:
-        return ""
-    return (
-        f" Left out are the students of {quoted(others)}: not known to be a teacher of the "
-        "reference's width and protocol."
-    )
-
-
-BLANK = -1.0  # stands for a blank alpha or T in the reference, since NaN equals nothing
-
-
-def blank(value: float) -> str:
-    return "" if value == BLANK else f"{value:g}"
+    text["difference"] = table.difference.map(points)
+    return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *REFERENCE)

@@ -3,6 +3,7 @@
 `python tests/summary_rows.py` writes the golden files anew; read their diff before keeping them.
 """
 
+import re
 import sys
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ if __name__ == "__main__":
 import summarize
 import utils
 from engine.rows import COLUMNS, csv_path, read_rows
-from reporting import groups, report
+from reporting import report
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHORT = {"epochs": 6, "t_max": 6}  # fully annealed
@@ -148,17 +149,32 @@ def golden_rows():
 
 
 def only(rows, metric=None):
-    """The one group of a frame."""
-    (group,), _ = groups.split(rows, metric)
-    return group
+    """The results of the one protocol of a frame."""
+    (results,), _ = summarize.compared(rows, metric)
+    return results
+
+
+def versus(results, alpha, temperature, against="alone", variant="kd", student="cnn"):
+    """One comparison."""
+    return results.against((student, variant), against).loc[(alpha, temperature)]
+
+
+def named(text):
+    """The run ids that stand in a report, `s{0,1}` written out."""
+    found = set()
+    for span in re.findall(r"`([^`\n]*)`", text):
+        if re.search(r"-s(\d|\{)", span):
+            braces = re.search(r"\{([0-9,]+)\}", span)
+            seeds = braces[1].split(",") if braces else [""]
+            found |= {span.replace(braces[0], seed) if braces else span for seed in seeds}
+    return found
 
 
 def texts(rows, metric=None, pictures=()):
     """table.md and REPORT.md of a frame, as summarize.py makes them."""
     reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
-    found, others = groups.split(rows, metric)
-    text = report.report(found, others, reference, pictures)
-    return report.table(found, others, reference), text
+    found = *summarize.compared(rows, metric), reference
+    return report.write("table.md", *found), report.write("REPORT.md", *found, pictures)
 
 
 if __name__ == "__main__":

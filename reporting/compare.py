@@ -1,0 +1,162 @@
+"""One protocol in, one tidy table of comparisons out: every statistic of the report is made here.
+
+A comparison is a cell minus another of the same student, paired by seed, and belongs to a family:
+the comparisons that could have been reported in its place, over which Holm's correction is.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from reporting import stats
+from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, T2, Protocol, short_ids
+
+BEST, PLAIN, KD, AMONG_METHODS = "best", "plain", "kd", " among methods"
+LEARNED = ["agreement", "teacher_kl", "ece"]
+TESTS = [*CELL, "against", "family", "n", "difference", "half", "p", "p_holm", "sign"]
+Grid = tuple[str, str]  # (student, variant)
+Column = tuple[str, float, float]  # (variant, alpha, temperature) of a student
+Pair = tuple[Column, Column]
+# (against, pairs, shown): Holm's correction is over all pairs; those shown are rows of the table.
+Family = tuple[str, list[Pair], list[Pair]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a protocol; accuracies and differences are fractions of 1.
+
+    `cells`, by CELL: n, mean, std (of the accuracy over seeds), val, LEARNED (means), kind,
+    run_ids, teacher_sha; and whether it is the `best` of its grid on test, the one `picked` on
+    validation, the `choice` that stands for the grid. `tests`, columns TESTS: `family` is how many
+    p Holm's correction is over, `half` that of the 95 % interval, `sign` 1 above, -1 below and 0
+    for what does not hold.
+    """
+
+    protocol: Protocol
+    cells: pd.DataFrame
+    tests: pd.DataFrame
+    grids: list[Grid]  # taught ones, the main one first
+
+    def against(self, grid: Grid, other: str) -> pd.DataFrame:
+        """The comparisons of a grid's cells with another by (alpha, temperature); may be empty."""
+        student, variant = grid
+        tests = self.tests[self.tests.against == other].set_index(CELL[2:])
+        return tests[(tests.student == student) & (tests.variant == variant)]
+
+    def where(self, grid: Grid, what: str) -> tuple | None:
+        """The CELL that is the grid's `best`, `picked` or `choice`."""
+        cells = of(self.cells, grid)
+        return next(iter(cells.index[cells[what]]), None)
+
+
+def of(frame: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """The rows of a grid of a frame (or series) by CELL; none if there are none."""
+    return frame[frame.index.droplevel(CELL[2:]).isin([grid])]
+
+
+def compare(protocol: Protocol) -> Results:
+    """All cells of a protocol and all comparisons of them."""
+    cells = describe(protocol.rows)
+    tests = [
+        of_student(part, cells.loc[student]).assign(student=student)
+        for student, part in protocol.rows.groupby("student")
+    ]
+    sizes = cells[~cells.kind.isin([ALONE, CONTROL])].groupby(CELL[:2]).size()
+    grids = sorted(sizes.index, key=lambda g: (-sizes[g], g[0], not g[1].startswith(KD)))
+    grids = sorted(grids, key=lambda grid: grid[0] != grids[0][0])  # one student's together
+    return Results(protocol, cells, pd.concat(tests, ignore_index=True)[TESTS], grids)
+
+
+def describe(rows: pd.DataFrame) -> pd.DataFrame:
+    """Results.cells of Protocol.rows."""
+    found = {}
+    for cell, part in rows.groupby(CELL):
+        n, mean, std, _ = stats.estimate(part.value)
+        found[cell] = {"n": n, "mean": mean, "std": std, **part[["val", *LEARNED]].mean()}
+        found[cell] |= {"kind": part.kind.iloc[0], "run_ids": short_ids(part)}
+        found[cell]["teacher_sha"] = ", ".join(sorted(set(part.teacher_sha.dropna())))
+    index = pd.MultiIndex.from_tuples(found, names=CELL)
+    cells = pd.DataFrame(list(found.values()), index=index).assign(best=False, picked=False)
+    for _, grid in cells[~cells.kind.isin([ALONE, CONTROL])].groupby(CELL[:2]):
+        # A cell with fewer seeds than most lost some to divergence and is no winner; one with
+        # more, as while a further seed is under way, does not shut out the others.
+        able = grid[grid.n >= max(1, grid.n.mode().max())]
+        for what, figure in (("best", able["mean"]), ("picked", able.val)):
+            if figure.notna().any():
+                cells.loc[figure.idxmax(), what] = True
+    has_picked = cells.groupby(CELL[:2]).picked.transform("any")
+    return cells.assign(choice=cells.picked.where(has_picked, cells.best))
+
+
+def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Results.tests of one student without its name; `cells` are by Column."""
+    values = rows.pivot(index="seed", columns=CELL[1:], values="value")
+    values.columns = values.columns.to_flat_index()
+    families = [family for family in [*of_grids(cells), *of_methods(cells)] if family[2]]
+    number = {pair: i for i, pair in enumerate(dict.fromkeys(p for f in families for p in f[1]))}
+    # All in one call: the noise is estimated over everything that this student did.
+    found = stats.contrasts(values, list(number))
+    parts = [pd.DataFrame(columns=TESTS)]
+    for against, pairs, shown in families:
+        table = found.loc[[number[pair] for pair in pairs]]
+        table = table.assign(p_holm=stats.holm(table.p), family=table.p.notna().sum())
+        table = table.loc[[number[pair] for pair in shown]].assign(against=against)
+        table["sign"] = np.sign(table.difference).where(table.p_holm <= stats.LEVEL, 0).astype(int)
+        table[CELL[1:]] = [first for first, _ in shown]
+        parts.append(table)
+    return pd.concat(parts[1:] or parts)
+
+
+def of_grids(cells: pd.DataFrame) -> list[Family]:
+    """The student alone, the control, the cell without T² and the best, grid by grid."""
+    known, families = set(cells.index), []
+    for variant, grid in cells.groupby("variant"):
+        others = {}
+        if variant != ALONE:
+            others[ALONE] = [(ALONE, 0.0, NO_TEMPERATURE) for _ in grid.index]
+        if variant not in (ALONE, CONTROL):
+            others[CONTROL] = [(CONTROL, alpha, NO_TEMPERATURE) for _, alpha, _ in grid.index]
+        if T2 in variant:
+            others[PLAIN] = [(variant.replace(T2, ""), *place) for _, *place in grid.index]
+        for against, columns in others.items():
+            pairs = [p for p in zip(grid.index, columns, strict=True) if p[1] in known]
+            families.append((against, pairs, pairs))
+        if grid.best.any():
+            # The best was picked by the very figures it is compared by: Holm is over all pairs of
+            # cells, among which these are, whichever comes out best.
+            best = grid.best.idxmax()
+            pairs = [(b, a) if a == best else (a, b) for a, b in combinations(grid.index, 2)]
+            families.append((BEST, pairs, [pair for pair in pairs if pair[1] == best]))
+    return families
+
+
+def of_methods(cells: pd.DataFrame) -> list[Family]:
+    """One cell a method against the student alone and against kd's, where there are several.
+
+    Validation's choices are one family; else every cell that could have been picked is in it.
+    """
+    chosen = stand_ins(cells)
+    if chosen.kind.str.removesuffix(T2).nunique() < 2:
+        return []
+    family = chosen if chosen.picked.all() else cells[cells.kind.isin(chosen.kind)]
+    kd, alone = family.index[family.kind == KD], (ALONE, 0.0, NO_TEMPERATURE)
+    over_alone = [(me, alone) for me in family.index if alone in cells.index]
+    over_kd = [(me, other) for me in family.index[family.kind != KD] for other in kd]
+    stand = {*chosen.index, alone}
+    return [
+        (against, pairs, [pair for pair in pairs if stand.issuperset(pair)])
+        for against, pairs in ((ALONE + AMONG_METHODS, over_alone), (KD, over_kd))
+    ]
+
+
+def stand_ins(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cell that stands for each `kind` of a student: its grids are searched together.
+
+    The seeds come first: a beta that lost some to divergence does not win by its lucky ones.
+    """
+    chosen = cells[cells.choice]
+    merit = chosen.val if chosen.picked.all() else chosen["mean"]
+    ranked = chosen.assign(merit=merit).sort_values(["n", "merit"], ascending=False, kind="stable")
+    return chosen[~ranked.duplicated("kind").reindex(chosen.index)]

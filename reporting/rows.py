@@ -1,0 +1,203 @@
+"""From the rows of results.csv to protocols: cleaned, never mixed, one row a run that counts.
+
+What a student was given is its `variant`: "alone" (no teacher), "control" (no teacher, hard loss
+x (1 - alpha)), or the method with what tells it from its siblings ("kd", "kd × T²", "sp, β 300").
+A cell is (student, variant, alpha, temperature); a grid is all cells of one taught variant.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from engine.cells import DATA_SETTINGS, Settings
+from models import MODELS
+from utils import UserError
+
+PROTOCOL = (
+    *("dataset", "train_size", "val_size", "epochs", "batch_size", "lr", "t_max"),
+    *("momentum", "weight_decay", "normalization"),
+)
+TEXT = ("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device")
+NUMBERS = (
+    *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
+    *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
+    *("val_acc", "best_val_acc", "best_val_epoch", "agreement", "teacher_kl", "ece"),
+    *(name for name in PROTOCOL if name not in TEXT),
+)
+CIFAR10_TRAIN = 50000  # images; what the protocol's train_size 0, "all", is in a row
+
+# What a figure is: the CSV's column it is read from, and the validation column that may choose.
+METRICS = {
+    "last": ("test_acc", "val_acc"),
+    "best": ("best_test_acc", "best_val_acc"),
+    "val": ("val_epoch_test_acc", "best_val_acc"),  # test accuracy at validation's best epoch
+}
+ALONE, CONTROL, T2 = "alone", "control", " × T²"
+NO_TEMPERATURE = 0.0  # stands for a blank, so that a cell is found by (alpha, temperature)
+CELL = ["student", "variant", "alpha", "temperature"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The runs that share every setting. `rows` has CELL, `kind`, `value` and `val` besides."""
+
+    settings: dict
+    metric: str
+    rows: pd.DataFrame  # one a cell and seed; `value` is the metric's accuracy or NaN
+    teachers: pd.DataFrame
+    left_out: list[tuple[str, str]]  # (run id, why)
+
+    @property
+    def annealed(self) -> bool:
+        return self.settings["t_max"] == self.settings["epochs"]
+
+
+def is_reference(settings: dict) -> bool:
+    """Whether these are the reference protocol's settings (cells.Settings)."""
+    protocol = asdict(Settings()) | {"train_size": CIFAR10_TRAIN}
+    return all(settings[name] == protocol[name] for name in PROTOCOL)
+
+
+def clean(rows: pd.DataFrame) -> pd.DataFrame:
+    """The CSV's rows with known types, and `student`, `curve`, `val_epoch_test_acc` besides.
+
+    Raises UserError for a row that no run could have left.
+    """
+    rows = rows.copy()
+    for name in NUMBERS:
+        try:
+            rows[name] = pd.to_numeric(rows[name]).astype(float)
+        except (ValueError, TypeError):
+            raise UserError(
+                f"results.csv has something that is no number under {name}: mend that row"
+            ) from None
+    rows[list(NUMBERS)] = rows[list(NUMBERS)].replace([np.inf, -np.inf], np.nan)
+    for name in TEXT:
+        rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
+    rows["method"] = rows.method.replace("", "none")
+    rows["scale_t2"] = rows.scale_t2.astype(str).str.lower().isin(["true", "1", "1.0"])
+    check(rows)
+    rows["seed"] = rows.seed.astype(int)
+    rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # mean nothing there
+    rows = rows.fillna({"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0})
+    rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
+    rows["curve"] = [curve(row.test_curve, row.run_id) for row in rows.itertuples()]
+    epochs = zip(rows.curve, rows.best_val_epoch, strict=True)
+    rows["val_epoch_test_acc"] = [c[int(e) - 1] if 1 <= e <= len(c) else np.nan for c, e in epochs]
+    return rows
+
+
+def check(rows: pd.DataFrame) -> None:
+    """Raise UserError for a row that no run could have left."""
+    accuracies = rows[["test_acc", "best_test_acc", "val_acc", "best_val_acc"]]
+    for wrong, what in (
+        (rows.seed.isna() | (rows.seed % 1 != 0) | (rows.model == ""), "no whole seed or no model"),
+        (((accuracies < 0) | (accuracies > 1)).any(axis=1), "an accuracy that is no fraction of 1"),
+    ):
+        if wrong.any():
+            raise UserError(f"results.csv: {rows.run_id[wrong].iloc[0]} has {what}: mend that row")
+
+
+def curve(text: object, run_id: str) -> np.ndarray:
+    """test_curve as numbers, one an epoch; empty where it is blank. Raises UserError."""
+    try:
+        return np.array([] if pd.isna(text) else str(text).split(), dtype=float)
+    except ValueError:
+        raise UserError(
+            f"results.csv: the test_curve of {run_id} is not numbers with spaces between: "
+            "mend that row"
+        ) from None
+
+
+def student_name(model: str, width: float) -> str:
+    """`cnn`, or `cnn (width 8)` where that is not the model's own."""
+    default = MODELS[model].DEFAULT_WIDTH if model in MODELS else width
+    return model if np.isnan(width) or width == default else f"{model} (width {width:g})"
+
+
+def split(rows: pd.DataFrame, asked: str | None = None) -> tuple[list[Protocol], pd.DataFrame]:
+    """All protocols, the main one first, and the teachers that belong to none of them.
+
+    The main one has taught students and is fully annealed, if there is such a one.
+    `asked` is a key of METRICS; None takes each protocol's own: the last epoch where the schedule
+    is annealed, else the epoch that validation chose, else the best epoch.
+    """
+    rows = clean(rows)
+    teachers = rows[rows.role == "teacher"]
+    found = [
+        protocol(dict(zip(PROTOCOL, key, strict=True)), part, teachers, asked)
+        for key, part in rows[rows.role != "teacher"].groupby(list(PROTOCOL), dropna=False)
+    ]
+    found.sort(key=lambda p: ((p.rows.method == "none").all(), not p.annealed, -len(p.rows)))
+    used = {run_id for each in found for run_id in each.teachers.run_id}
+    return found, teachers[~teachers.run_id.isin(used)]
+
+
+def protocol(
+    settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame, asked: str | None
+) -> Protocol:
+    """The rows of one protocol, each run once."""
+    same = (teachers[list(PROTOCOL)] == pd.Series(settings)).all(axis=1)
+    # A teacher trained with these very settings is that model alone, too; a run of it goes first.
+    twins = teachers[same & teachers.student.isin(rows.student)]
+    everyone = with_variants(pd.concat([rows, twins]))
+    own = "val" if rows.val_epoch_test_acc.notna().any() else "best"
+    metric = asked or ("last" if settings["t_max"] == settings["epochs"] else own)
+    everyone = everyone.assign(value=everyone[METRICS[metric][0]], val=everyone[METRICS[metric][1]])
+
+    cell = [*CELL, "seed"]
+    first = everyone.groupby(cell).run_id.transform("first")
+    double = everyone.duplicated(cell)
+    left_out = [
+        (row.run_id, f"same cell and seed as `{first[row.Index]}`")
+        for row in everyone[double & (everyone.role != "teacher")].itertuples()
+    ]
+    kept = everyone[~double]
+    left_out += [(run_id, "no accuracy") for run_id in kept.run_id[kept.value.isna()]]
+    return Protocol(settings, metric, kept, its_teachers(settings, rows, teachers), left_out)
+
+
+def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sorted rows with `kind` (the variant without beta and teacher) and `variant`.
+
+    Where several teachers taught the same cell and seed, each teacher makes its own variant;
+    with and without T² are torn together, so that each grid still finds its twin.
+    """
+    taught = rows.method != "none"
+    kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
+    kind = kind.where(taught | (rows.alpha == 0), CONTROL)
+    beta = [f", β {beta:g}" if beta == beta else "" for beta in rows.beta]
+    rows = rows.assign(kind=kind, variant=kind + beta, last=rows.role == "teacher")
+    rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
+    several = rows.groupby([*CELL, "seed"]).teacher.transform("nunique") > 1
+    taught = rows.method != "none"
+    siblings = rows.student + "/" + rows.method + "/" + rows.beta.astype(str)
+    torn = taught & siblings.isin(siblings[several & taught])
+    rows["variant"] += ("; teacher " + rows.teacher).where(torn, "")
+    return rows
+
+
+def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
+    """The teachers that a protocol's rows name; where they name none, those of the same data."""
+    data = pd.Series({name: settings[name] for name in DATA_SETTINGS})
+    named = teachers.run_id.isin(rows.teacher)
+    return teachers[named if named.any() else (teachers[list(data.index)] == data).all(axis=1)]
+
+
+def curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy by epoch (from 1), a column a seed; untested epochs and runs are left out."""
+    table = pd.DataFrame({row.seed: pd.Series(row.curve) for row in rows.itertuples()})
+    table.index += 1
+    return table.dropna(axis=1, how="all").dropna(how="all")
+
+
+def short_ids(rows: pd.DataFrame) -> str:
+    """The run ids of one cell: `cnn-kd-a0.5-T10-s{0,1,2}`, or one after the other."""
+    pairs = zip(rows.run_id, rows.seed, strict=True)
+    stems = {re.sub(rf"-s{seed}(?=-|$)", "-s*", run_id, count=1) for run_id, seed in pairs}
+    if len(rows) > 1 and len(stems) == 1 and "-s*" in (stem := stems.pop()):
+        seeds = "-s{" + ",".join(map(str, sorted(rows.seed))) + "}"
+        return f"`{stem.replace('-s*', seeds)}`"
+    return ", ".join(f"`{run_id}`" for run_id in rows.run_id)
