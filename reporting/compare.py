@@ -73,8 +73,8 @@ def describe(rows: pd.DataFrame) -> pd.DataFrame:
     """Results.cells of Protocol.rows."""
     found = {}
     for cell, part in rows.groupby(CELL):
-        n, mean, std, _ = stats.estimate(part.value)
-        found[cell] = {"n": n, "mean": mean, "std": std, **part[["val", *LEARNED]].mean()}
+        n, mean, std = part.value.agg(["count", "mean", "std"])
+        found[cell] = {"n": int(n), "mean": mean, "std": std, **part[["val", *LEARNED]].mean()}
         found[cell] |= {"kind": part.kind.iloc[0], "run_ids": short_ids(part)}
         found[cell]["teacher_sha"] = ", ".join(sorted(set(part.teacher_sha.dropna())))
     index = pd.MultiIndex.from_tuples(found, names=CELL)

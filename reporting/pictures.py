@@ -123,7 +123,7 @@ def heatmap(part: Figure, results: Results, grid: Grid) -> None:
     beyond = "min" if table.min(axis=None) < -far else "neither"
     bar = part.colorbar(image, ax=axes, fraction=0.04, pad=0.015, extend=beyond)
     bar.outline.set_visible(False)
-    text = "What the teacher adds to the student alone: test accuracy, points"
+    text = "What distillation adds to the student alone: test accuracy, points"
     head(part, axes, text, results, grid)
 
 
@@ -147,7 +147,7 @@ def lines(part: Figure, results: Results, grid: Grid) -> None:
     axes.set(xlabel="temperature T (logarithmic)", ylabel="gain, points")
     axes.set_ylim(bottom=max(-2.5 * reach(results, grid), axes.get_ylim()[0]))
     label_ends(axes, table.ffill().iloc[-1])
-    text = "What the teacher adds to the student alone, by temperature"
+    text = "What distillation adds to the student alone, by temperature"
     head(part, axes, text, results, grid)
 
 

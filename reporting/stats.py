@@ -1,10 +1,8 @@
-"""The statistics of the report: intervals for means and paired differences, Holm's correction.
+"""The statistics of the report: paired differences with their intervals, Holm's correction.
 
 Numbers in, numbers out; nothing here knows of accuracies or rows. NaN in a result means that it
 cannot be given (fewer than two numbers, or numbers without any spread).
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,43 +17,6 @@ LEVEL = 0.05  # of every test
 # freedom, one of which is the pair's own. Simulated: with 10 the intervals of such a grid cover
 # 92 % at two seeds, with 4 they cover 95 %.
 PRIOR = 4
-
-
-class Estimate(NamedTuple):
-    """A mean over `n` numbers; mean ± half is its 95 % interval, in the unit of the numbers."""
-
-    n: int
-    mean: float
-    std: float  # of the sample: n - 1 in the denominator
-    half: float
-
-
-def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Half the width of Student's 95 % interval for the mean along `axis`; NaN for n < 2.
-
-    t(0.975; n - 1) · s / sqrt(n) (Student 1908). Exact where the values are independent and
-    normal, which accuracies of a cell over seeds nearly are.
-    """
-    values = np.asarray(values, dtype=float)
-    n = values.shape[axis]
-    if n < 2:
-        return np.full(np.delete(values.shape, axis), np.nan)
-    return quantile(n - 1) * values.std(axis=axis, ddof=1) / np.sqrt(n)
-
-
-def quantile(df: np.ndarray) -> np.ndarray:
-    """t(0.975; df)."""
-    return stats.t.ppf((1 + CONFIDENCE) / 2, df)
-
-
-def estimate(values: np.ndarray) -> Estimate:
-    """Mean, standard deviation and interval of `values` (n,); NaN among them are left out."""
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else np.nan
-    std = float(values.std(ddof=1)) if n > 1 else np.nan
-    return Estimate(n, mean, std, float(half_width(values)))
 
 
 def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
@@ -103,7 +64,7 @@ def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
     tiny = (1e-12 * np.nanmax(np.abs(y), initial=0)) ** 2  # what rounding leaves of equal numbers
     variance = (d0 * rest + own) / np.where(d > 0, d0 + d, np.nan)
     error = np.sqrt(np.where(variance > tiny, variance, np.nan) / np.where(n, n, np.nan))
-    half = quantile(d0 + d) * error
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, d0 + d) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, d0 + d)
     return pd.DataFrame({"n": n, "difference": mean, "half": half, "p": p})
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from engine.cells import Settings
-from reporting import stats
 from reporting.compare import Results
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
 
@@ -46,7 +45,7 @@ def spread(cell: pd.Series) -> str:
 
 def several(values: pd.Series) -> str:
     """Mean ± standard deviation of a column over seeds."""
-    return spread(pd.Series(stats.estimate(values)._asdict()))
+    return spread(values.agg(["mean", "std"]))
 
 
 def gain(test: pd.Series) -> str:
