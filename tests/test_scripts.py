@@ -325,8 +325,9 @@ def test_a_loss_that_becomes_non_finite(flags, out, capsys):
     before = snapshot(out)
     assert script(distill.main, *flags, "--out-dir", out, "--lr", "1e30") == 2
     assert "non-finite" in one_line(capsys) and "--lr" not in before
-    after = snapshot(out)
-    assert {n: c for n, c in after.items() if not n.startswith("runs/cnn")} == before
+    after = snapshot(out)  # its curves stay, and what the teacher has said
+    kept = {n: c for n, c in after.items() if not n.startswith("runs/cnn") and ".sheet" not in n}
+    assert kept == before
 
 
 def test_other_images_are_not_taken_for_the_same(flags, out, tmp_path, capsys):
