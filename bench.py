@@ -130,7 +130,8 @@ def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: C
     students = timed(lambda _: student_step(student, batch, 0.01), job.repeats, device)
     teaching = statistics.median(waits[2:])
     # What is left of the step is waiting for the workers: images, transforms, collation.
-    return {"ask": teaching, "view": max(whole - teaching - students, 0), "students": students}
+    view = max(whole - teaching - students, 0)
+    return {"ask": teaching, "view": view, "students": students, "memory": peak(device)}
 
 
 # ---------------------------------------------------------------- the engine
@@ -142,7 +143,6 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     teacher.model.to(memory_format=torch.channels_last)
     students = make_students(job.cells, data, device)[job.rank :: job.ranks]
     views, chunk = epoch_views(0, 0, len(train), device), CHUNK[device.type]
-    numbers = views.numbers(len(train)).cpu()
 
     def part(i: int, size: int) -> slice:
         start = i * size % max(len(views) - size, 1)
@@ -150,18 +150,14 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
 
     wait()
     asks = timed(lambda i: ask(teacher, train, views[part(i, chunk)]), job.repeats, device)
-    with tempfile.TemporaryDirectory() as folder:
-        sheet = Sheet(Path(folder) / "bench.sheet", {}, len(train), len(data.classes))
 
-        def batch(i: int) -> Batch:
-            own = part(i, BATCH)
-            logits, _ = sheet.read(numbers[own])
-            x = normalise(gather(train, views[own]), data.mean, data.std)
-            return Batch(x, train.labels[views[own].index], logits.to(device))
+    def batch(i: int) -> Batch:
+        own = views[part(i, BATCH)]
+        x = normalise(gather(train, own), data.mean, data.std)
+        return Batch(x, train.labels[own.index], torch.randn(BATCH, len(data.classes)).to(device))
 
-        wait()
-        looks = timed(batch, 5 * job.repeats, device)
-        one = batch(0)
+    wait()
+    looks, one = timed(batch, 5 * job.repeats, device), batch(0)
     if device.type == "cuda" and can_fuse(students):
         fused = [FusedStep(students[i : i + GRID]) for i in range(0, len(students), GRID)]
         steps = [lambda group=group: group(one, 0.01) for group in fused]
@@ -174,9 +170,22 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     models = [trainee.model for trainee in students[:GRID]]
     tests = timed(lambda _: all_logits(models, data.test, data, job.amp), 1, device)
     tests *= 10_000 / len(data.test) / len(models)
+    memory = peak(device)  # before the sheet, whose pages in memory are the system's to take back
+    with tempfile.TemporaryDirectory() as folder:
+        sheet = Sheet(Path(folder) / "bench.sheet", {}, len(train), len(data.classes))
+        numbers = views.numbers(len(train)).cpu()
+        reads = timed(lambda i: sheet.read(numbers), 3, device) * BATCH / len(train)
     # Chunks are shared out over the ranks; the batch and its own cells are every rank's.
     ask_batch = asks * BATCH / chunk / job.ranks
-    return {"ask": ask_batch, "view": looks, "students": learns, "test": tests}
+    figures = {"ask": ask_batch, "view": looks + reads, "students": learns, "test": tests}
+    return figures | {"memory": memory}
+
+
+def peak(device: torch.device) -> int:
+    """Bytes of memory at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # ---------------------------------------------------------------- running
@@ -190,11 +199,7 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
         data = load(job.dataset, job.data_dir, device)
         keep_freed_memory()
         way = plain_way if job.plain else engine_way
-        answer = way(data, device, job, barrier.wait)
-        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device.type == "cuda":
-            answer["memory"] = torch.cuda.max_memory_allocated()
-        answers.put(answer)
+        answers.put(way(data, device, job, barrier.wait))
     except Exception as error:
         barrier.abort()  # nobody waits for this one
         answers.put(f"{type(error).__name__}: {error}")

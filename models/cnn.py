@@ -27,7 +27,7 @@ class CNN(nn.Module):
         With `stages`, also the named activations: stage1 [B, w, 16, 16] (after the max-pool),
         stage2 [B, 2w, 8, 8] and the flat features `pooled` [B, 128 w].
         """
-        s1 = pool(F.leaky_relu(self.conv1(x), 0.2))  # [B, w, 16, 16]
+        s1 = pool(F.leaky_relu(self.conv1(x), 0.2, inplace=True))  # [B, w, 16, 16]
         s2 = self.conv2(s1)  # [B, 2w, 8, 8]
         # Flattened pixel by pixel, channels innermost: in channels_last a view, not a copy.
         pooled = s2.permute(0, 2, 3, 1).flatten(1)  # [B, 8 * 8 * 2w]
