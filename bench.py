@@ -131,7 +131,7 @@ def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: C
     teaching = statistics.median(waits[2:])
     # What is left of the step is waiting for the workers: images, transforms, collation.
     view = max(whole - teaching - students, 0)
-    return {"ask": teaching, "view": view, "students": students, "memory": peak(device)}
+    return {"ask": teaching, "view": view, "students": students}
 
 
 # ---------------------------------------------------------------- the engine
@@ -151,13 +151,17 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     wait()
     asks = timed(lambda i: ask(teacher, train, views[part(i, chunk)]), job.repeats, device)
 
-    def batch(i: int) -> Batch:
-        own = views[part(i, BATCH)]
-        x = normalise(gather(train, own), data.mean, data.std)
-        return Batch(x, train.labels[own.index], torch.randn(BATCH, len(data.classes)).to(device))
+    with tempfile.TemporaryDirectory() as folder:
+        sheet = Sheet(Path(folder) / "bench.sheet", {}, len(train), len(data.classes))
 
-    wait()
-    looks, one = timed(batch, 5 * job.repeats, device), batch(0)
+        def batch(i: int) -> Batch:
+            own = views[part(i, BATCH)]
+            logits, _ = sheet.read(own.numbers(len(train)).cpu())
+            x = normalise(gather(train, own), data.mean, data.std)
+            return Batch(x, train.labels[own.index], logits.to(device))
+
+        wait()
+        looks, one = timed(batch, 5 * job.repeats, device), batch(0)
     if device.type == "cuda" and can_fuse(students):
         fused = [FusedStep(students[i : i + GRID]) for i in range(0, len(students), GRID)]
         steps = [lambda group=group: group(one, 0.01) for group in fused]
@@ -170,22 +174,9 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     models = [trainee.model for trainee in students[:GRID]]
     tests = timed(lambda _: all_logits(models, data.test, data, job.amp), 1, device)
     tests *= 10_000 / len(data.test) / len(models)
-    memory = peak(device)  # before the sheet, whose pages in memory are the system's to take back
-    with tempfile.TemporaryDirectory() as folder:
-        sheet = Sheet(Path(folder) / "bench.sheet", {}, len(train), len(data.classes))
-        numbers = views.numbers(len(train)).cpu()
-        reads = timed(lambda i: sheet.read(numbers), 3, device) * BATCH / len(train)
     # Chunks are shared out over the ranks; the batch and its own cells are every rank's.
     ask_batch = asks * BATCH / chunk / job.ranks
-    figures = {"ask": ask_batch, "view": looks + reads, "students": learns, "test": tests}
-    return figures | {"memory": memory}
-
-
-def peak(device: torch.device) -> int:
-    """Bytes of memory at most so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"ask": ask_batch, "view": looks, "students": learns, "test": tests}
 
 
 # ---------------------------------------------------------------- running
@@ -199,7 +190,11 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
         data = load(job.dataset, job.data_dir, device)
         keep_freed_memory()
         way = plain_way if job.plain else engine_way
-        answers.put(way(data, device, job, barrier.wait))
+        answer = way(data, device, job, barrier.wait)
+        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if device.type == "cuda":
+            answer["memory"] = torch.cuda.max_memory_allocated()
+        answers.put(answer)
     except Exception as error:
         barrier.abort()  # nobody waits for this one
         answers.put(f"{type(error).__name__}: {error}")

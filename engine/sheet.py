@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,7 @@ class Sheet:
 
     def __init__(self, path: Path, key: dict, images: int, classes: int):
         """Open or create it. Raises OSError where there is no room or no leave to write."""
-        self.path, self.full = path, False
+        self.path, self.classes, self.full = path, classes, False
         header = json.dumps(key, sort_keys=True).encode().ljust(4096)
         self.start, self.width = len(header), 4 * (classes + 1)  # bytes
         size = self.start + VIEWS * images * self.width
@@ -47,12 +46,16 @@ class Sheet:
         self.file = os.open(path, os.O_RDWR)
         if os.fstat(self.file).st_size != size or os.pread(self.file, len(header), 0) != header:
             raise OSError(0, "it is damaged or not a sheet: remove it")
-        shape = (VIEWS * images, classes + 1)
-        self.rows = np.memmap(path, np.int32, "r", self.start, shape)
+
+    def _place(self, row: int) -> int:
+        return self.start + row * self.width
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, K] of the rows [n], and which of them are there, bool [n]."""
-        found = torch.from_numpy(self.rows[rows.numpy()])
+        # Not through a memory map: where the disk is full, a touch of it can kill the process.
+        content = (os.pread(self.file, self.width, self._place(row)) for row in rows.tolist())
+        found = torch.frombuffer(bytearray().join(content), dtype=torch.int32)
+        found = found.view(len(rows), self.classes + 1)
         words = found[:, :-1].contiguous()
         return words.view(torch.float32), check_words(words) == found[:, -1]
 
@@ -63,9 +66,8 @@ class Sheet:
         words = logits.contiguous().view(torch.int32)
         whole = torch.cat([words, check_words(words)[:, None]], 1).numpy()
         try:
-            # Written, not stored through the map: on a full disk a store kills the process.
             for row, content in zip(rows.tolist(), whole, strict=True):
-                os.pwrite(self.file, content.tobytes(), self.start + row * self.width)
+                os.pwrite(self.file, content.tobytes(), self._place(row))
         except OSError as error:
             self.full = True
             note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
