@@ -37,14 +37,14 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     """
     ranks, settings, images = run.ranks, run.settings, run.data.train
     # A single large network is split by images (DDP); the cells of a grid are dealt out.
-    together = ranks.world > 1 and len(pending) == 1 and pending[0].teaches
-    mine = pending if together else pending[ranks.rank :: ranks.world]
+    ddp = ranks.world > 1 and len(pending) == 1 and pending[0].teaches
+    mine = pending if ddp else pending[ranks.rank :: ranks.world]
     trainees = [Trainee(cell, settings, len(run.data.classes), run.device) for cell in mine]
-    state = Unfinished(group, trainees, run, together)
+    state = Unfinished(group, trainees, run, ddp)
     with state.claimed():
         introduce(trainees, run)
         state.restore()
-        advance = stepper(trainees, run, together)
+        advance = stepper(trainees, run, ddp)
         asks = any(share(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         steps = math.ceil(len(images) / settings.batch_size)
@@ -66,15 +66,15 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
                 if here:
                     part = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
                     own = logits[part] if asks else None
-                    advance(here, batch_of(views[part], own, trainees, run, together), lr)
+                    advance(here, batch_of(views[part], own, trainees, run, ddp), lr)
                 progress.step()
                 state.save_if_due()
-            record([t for t in trainees if t.epoch == epoch], epoch, lr, run, together, progress)
+            record([t for t in trainees if t.epoch == epoch], epoch, lr, run, ddp, progress)
             state.save_if_due()
             if not any(share(ranks, any(not t.diverged for t in trainees))):
                 break
         progress.close()
-        complaints = leave(trainees, run, together, state.elapsed(), len(pending))
+        complaints = leave(trainees, run, ddp, state.elapsed(), len(pending))
         if ranks.lead:
             remove_tree(state.folder)
         return complaints
@@ -96,12 +96,12 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
 Advance = Callable[[list[Trainee], Batch, float], None]
 
 
-def stepper(trainees: list[Trainee], run: Run, together: bool) -> Advance:
+def stepper(trainees: list[Trainee], run: Run, ddp: bool) -> Advance:
     """How these cells are stepped, and where their curves go."""
-    if together:
+    if ddp:
         for trainee in trainees:
             trainee.forward, trainee.total = DistributedDataParallel(trainee.model), total
-    if run.ranks.lead or not together:
+    if run.ranks.lead or not ddp:
         for trainee in trainees:
             trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
     fused = FusedStep(trainees) if run.device.type == "cuda" and can_fuse(trainees) else None
@@ -121,11 +121,11 @@ def stepper(trainees: list[Trainee], run: Run, together: bool) -> Advance:
 
 
 def batch_of(
-    views: Views, logits: Tensor | None, trainees: list[Trainee], run: Run, together: bool
+    views: Views, logits: Tensor | None, trainees: list[Trainee], run: Run, ddp: bool
 ) -> Batch:
     """Pixels, labels and the teacher's word on them, made once for all cells."""
     weight, ranks = 1.0, run.ranks
-    if together:
+    if ddp:
         whole, own = len(views), views[slice(ranks.rank, None, ranks.world)]
         # A last batch with fewer images than ranks: DDP needs every rank, so it takes an image
         # along that counts for nothing.
@@ -139,15 +139,15 @@ def batch_of(
 
 
 def record(
-    here: list[Trainee], epoch: int, lr: float, run: Run, together: bool, progress: Progress
+    here: list[Trainee], epoch: int, lr: float, run: Run, ddp: bool, progress: Progress
 ) -> None:
     """Measure the cells that have just finished the epoch, and write it down."""
     sound = [t for t in here if not t.diverged]
     measured: list[dict[str, float]] = [{} for _ in sound]
     due = (epoch + 1) % run.eval_every == 0 or epoch + 1 == run.settings.epochs
-    if due and (run.ranks.lead or not together):
+    if due and (run.ranks.lead or not ddp):
         measured = measure.record([t.model for t in sound], run.data, run.settings.amp)
-    if together:
+    if ddp:
         measured = from_lead(run.ranks, measured)
     for trainee, found in zip(sound, measured, strict=True):
         loss, hard, soft, correct, images = trainee.sums.tolist()

@@ -80,13 +80,13 @@ class Unfinished:
     """The saved state of a group's cells (one seed, one network), and its clock.
 
     `group` names the folder: all cells of the command, pending or not, since a kill may come after
-    some rows were written. `trainees` are this rank's; `together` where all ranks train the same
+    some rows were written. `trainees` are this rank's; `ddp` where all ranks train the same
     one (DDP).
     """
 
-    def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run, together: bool):
+    def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run, ddp: bool):
         self.folder = folder_of(group, run)
-        self.trainees, self.run, self.together = trainees, run, together
+        self.trainees, self.run, self.ddp = trainees, run, ddp
         self.taught = any(cell.method != "none" for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
 
@@ -103,7 +103,7 @@ class Unfinished:
         except RuntimeError:
             # Another rank has left at a signal, which this one could not see while it waited for
             # it. That happens between steps, so this rank's state is whole. (DDP's ranks agree.)
-            if self.run.keeper.signal and not self.together:
+            if self.run.keeper.signal and not self.ddp:
                 self.save_if_due()
             raise
         finally:
@@ -113,11 +113,11 @@ class Unfinished:
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
         run, keeper = self.run, self.run.keeper
-        if self.together:  # all leave at the same step, or one would wait for the others
+        if self.ddp:  # all leave at the same step, or one would wait for the others
             keeper.signal = largest(run.ranks, keeper.signal, run.device)
         if not keeper.due():
             return
-        if run.ranks.lead or not self.together:
+        if run.ranks.lead or not self.ddp:
             content = {
                 "basis": self.basis(),
                 "cells": {t.run_id: t.state() for t in self.trainees},
@@ -163,7 +163,7 @@ class Unfinished:
             "data": run.data.fingerprint,
             "device": run.device.type,
             "threads": torch.get_num_threads(),
-            "DDP ranks": run.ranks.world if self.together else 1,
+            "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
             **asdict(run.settings),
         }
@@ -207,7 +207,9 @@ def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
     engine = ("cells", "loop", "trainee", "teacher", "sheet", "fused")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
-    files += [ROOT / name for name in ("losses.py", "stage_losses.py", "datasets/views.py")]
+    files += [
+        ROOT / name for name in ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
+    ]
     files += sorted((ROOT / "models").glob("*.py"))
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 

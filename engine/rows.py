@@ -41,12 +41,10 @@ COLUMNS = (
 # ---------------------------------------------------------------- from a network to its row
 
 
-def leave(
-    trainees: list[Trainee], run: Run, together: bool, seconds: float, cells: int
-) -> list[str]:
+def leave(trainees: list[Trainee], run: Run, ddp: bool, seconds: float, cells: int) -> list[str]:
     """Write checkpoints, then rows. Returns a line for each cell that diverged, of all ranks."""
     rows, complaints = [], []
-    if run.ranks.lead or not together:
+    if run.ranks.lead or not ddp:
         sound = [t for t in trainees if not t.diverged]
         rows = rows_of(sound, run, seconds, cells)
         for trainee, row in zip(sound, rows, strict=True):
