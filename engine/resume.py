@@ -207,9 +207,8 @@ def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
     engine = ("cells", "loop", "trainee", "teacher", "sheet", "fused")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
-    files += [
-        ROOT / name for name in ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
-    ]
+    others = ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
+    files += [ROOT / name for name in others]
     files += sorted((ROOT / "models").glob("*.py"))
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 

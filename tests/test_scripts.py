@@ -16,7 +16,9 @@ import distill
 import summarize
 import train_student
 import train_teacher
+from engine.cells import SHORT, Settings
 from engine.rows import COLUMNS, read_rows
+from reporting.rows import PROTOCOL
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +368,12 @@ def test_a_row_of_other_settings_is_not_taken_for_done(flags, out, capsys):
     capsys.readouterr()
     assert script(distill.main, *argv) == 2
     assert "teacher" in one_line(capsys)
+
+
+def test_a_setting_is_known_everywhere():
+    """One that is not is lost from run ids, from rows, or mixes protocols in the report."""
+    names = set(Settings.__dataclass_fields__)
+    how = {"amp"}  # says how a run is computed, not what is
+    assert set(SHORT) == names - how
+    assert names <= set(COLUMNS)
+    assert set(PROTOCOL) == names - how
