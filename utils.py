@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,11 @@ def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
     """The random numbers for one purpose: a pure function of (seed, epoch, purpose)."""
     key = np.random.SeedSequence((seed, epoch, zlib.crc32(purpose.encode())))
     return np.random.Generator(np.random.PCG64(key))
+
+
+def checksum(files: Iterable[Path]) -> int:
+    """CRC-32 of what the files hold, one after another."""
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
 def note(line: str) -> None:

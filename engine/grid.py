@@ -43,7 +43,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     sheet = None
     if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
         folder = teacher.folder if args.teacher_cache == "auto" else Path(args.teacher_cache)
-        sheet = open_sheet(folder, teacher, data.train, len(data.classes), data.fingerprint)
+        what = (teacher, data.train, len(data.classes), data.fingerprint, machine(str(device)))
+        sheet = open_sheet(folder, *what)
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):

@@ -31,7 +31,8 @@ class Progress:
 
     def epoch(self, done: int, loss: float, accuracy: float | None) -> None:
         """`done` epochs are done; the figures are of one cell, the first."""
-        figures = f"loss {loss:.3f}" + (f", accuracy {accuracy:.4f}" if accuracy else "")
+        measured = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+        figures = f"loss {loss:.3f}{measured}"
         self.bar.set_postfix_str(figures)
         now = time.monotonic()
         if self.to_log and now - self.said >= QUIET_SECONDS:

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from engine.parallel import Ranks, from_lead, largest, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
-from utils import ROOT, Interrupted, UserError, check_writable, remove_tree, write_atomic
+from utils import ROOT, Interrupted, UserError, check_writable, checksum, remove_tree, write_atomic
 
 
 class Keeper:
@@ -210,7 +209,7 @@ def code_checksum() -> int:
     others = ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
     files += [ROOT / name for name in others]
     files += sorted((ROOT / "models").glob("*.py"))
-    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+    return checksum(files)
 
 
 # ---------------------------------------------------------------- files

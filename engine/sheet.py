@@ -6,7 +6,7 @@ from then on. It is a file beside the checkpoint, sparse, and filled as views co
 carries a check word, so that a row that a kill or a full disk left torn is one that is not there.
 
 That is exact: teacher and student see the same view (Beyer et al., CVPR 2022), and a view's logits
-are the same bits in any company (`answers_alike` checks it; where they are not, there is no sheet).
+are the same bits in any company (`check` tries it; where they are not, there is no sheet).
 """
 
 import contextlib
@@ -23,8 +23,11 @@ from torch import Tensor
 from datasets.views import VIEWS, Split, Views, gather
 from engine.parallel import Ranks, from_lead, share
 from engine.teacher import CHUNK, Teacher
-from utils import note
+from utils import ROOT, checksum, note
 
+# What says what an answer is, beside the checkpoint.
+CODE = [*sorted((ROOT / "models").glob("*.py")), ROOT / "datasets/views.py"]
+CODE += [ROOT / "engine" / name for name in ("teacher.py", "sheet.py")]
 SALT = 0x5EED  # so that a row of zeros, a hole, does not pass its check
 
 
@@ -52,9 +55,15 @@ class Sheet:
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, K] of the rows [n], and which of them are there, bool [n]."""
-        # Not through a memory map: where the disk is full, a touch of it can kill the process.
-        content = (os.pread(self.file, self.width, self._place(row)) for row in rows.tolist())
-        found = torch.frombuffer(bytearray().join(content), dtype=torch.int32)
+        try:
+            # Not through a memory map: where the disk is full, a touch of it can kill the process.
+            content = [os.pread(self.file, self.width, self._place(row)) for row in rows.tolist()]
+        except OSError as error:
+            self.give_up(error)
+            content = []
+        hole = bytes(self.width)  # and what somebody cut off while we had it open
+        whole = [row if len(row) == self.width else hole for row in content] or [hole] * len(rows)
+        found = torch.frombuffer(bytearray().join(whole), dtype=torch.int32)
         found = found.view(len(rows), self.classes + 1)
         words = found[:, :-1].contiguous()
         return words.view(torch.float32), check_words(words) == found[:, -1]
@@ -69,8 +78,12 @@ class Sheet:
             for row, content in zip(rows.tolist(), whole, strict=True):
                 os.pwrite(self.file, content.tobytes(), self._place(row))
         except OSError as error:
-            self.full = True
-            note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
+            self.give_up(error)
+
+    def give_up(self, error: OSError) -> None:
+        """Write no more, and say so once."""
+        self.full = True
+        note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
 
 
 def check_words(words: Tensor) -> Tensor:
@@ -96,9 +109,11 @@ def create(path: Path, header: bytes, size: int) -> None:
 
 
 def open_sheet(
-    folder: Path, teacher: Teacher, split: Split, classes: int, fingerprint: int
+    folder: Path, teacher: Teacher, split: Split, classes: int, fingerprint: int, machine: str
 ) -> Sheet | None:
     """The sheet of this teacher, these images and this way of computing, in `folder`.
+
+    `machine` names the processor or GPU: another one rounds in another way.
 
     None, with a line that says why, where there cannot be one.
     """
@@ -110,32 +125,38 @@ def open_sheet(
         "amp": teacher.amp,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "torch": torch.__version__,
+        "machine": machine,
+        "code": checksum(CODE),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{teacher.run_id}-{name}.sheet"
     try:
         sheet = Sheet(path, key, len(split), classes)
-        if not answers_alike(teacher, split, sheet):
-            raise OSError(0, "here an answer depends on what else is asked, to the last bit")
+        check(teacher, split, sheet)
     except OSError as error:
         note(f"no answer sheet at {path} ({error.strerror}): every command asks the teacher anew")
         return None
     return sheet
 
 
-def answers_alike(teacher: Teacher, split: Split, sheet: Sheet) -> bool:
-    """Whether a view's logits are the same bits in any company, and those on the sheet."""
+def check(teacher: Teacher, split: Split, sheet: Sheet) -> None:
+    """Raise OSError unless a view's logits are the same bits in any company, and on the sheet.
+
+    What was asked for that is kept, so that the next command has rows to compare its own with.
+    """
     device = split.labels.device
     size = CHUNK[device.type]
-    number = torch.arange(2 * size) * 7919 % (VIEWS * len(split))  # from here and there
-    views = Views.numbered(number.to(device), len(split))
+    numbers = torch.arange(2 * size) * 7919 % (VIEWS * len(split))  # from here and there
+    views = Views.numbered(numbers.to(device), len(split))
     others = torch.randperm(2 * size, generator=torch.Generator().manual_seed(0))[:size]
     first, second = ask(teacher, split, views[:size]), ask(teacher, split, views[others.to(device)])
     again = others < size
-    written, there = sheet.read(number[:size])
-    return torch.equal(first[others[again]], second[again]) and torch.equal(
-        first[there], written[there]
-    )
+    if not torch.equal(first[others[again]], second[again]):
+        raise OSError(0, "here an answer depends on what else is asked, to the last bit")
+    written, there = sheet.read(numbers[:size])
+    if not torch.equal(first[there], written[there]):
+        raise OSError(0, "what it says is not what this teacher says: remove it")
+    sheet.write(numbers[:size], first)
 
 
 def ask(teacher: Teacher, split: Split, views: Views) -> Tensor:

@@ -84,6 +84,8 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.fillna({"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0})
     rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
     rows["curve"] = [curve(row.test_curve, row.run_id) for row in rows.itertuples()]
+    # A best epoch of ten measured is lower than one of a hundred (--eval-every).
+    rows["epochs measured"] = [np.isfinite(c).sum() if len(c) else np.nan for c in rows.curve]
     epochs = zip(rows.curve, rows.best_val_epoch, strict=True)
     rows["val_epoch_test_acc"] = [c[int(e) - 1] if 1 <= e <= len(c) else np.nan for c, e in epochs]
     return rows
@@ -187,10 +189,10 @@ def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> 
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy by epoch (from 1), a column a seed; untested epochs and runs are left out."""
+    """Test accuracy by epoch (from 1), a column a seed; where one was not tested is left out."""
     table = pd.DataFrame({row.seed: pd.Series(row.curve) for row in rows.itertuples()})
     table.index += 1
-    return table.dropna(axis=1, how="all").dropna(how="all")
+    return table.dropna(axis=1, how="all").dropna()
 
 
 def short_ids(rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ NONE = "—"  # a cell that is missing, or a figure that cannot be given
 MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
 LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
 SAME = ("amp", "device", "machine", "torch", "commit", "data", "teacher", "teacher_sha")
+SAME += ("epochs measured",)
 LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy", "data")
 
 

@@ -37,7 +37,7 @@ def counted(tiny_teacher) -> Counted:
 @pytest.fixture
 def open_tiny(tiny_data, tmp_path):
     """Opens the sheet of a teacher over the tiny data."""
-    return lambda teacher: open_sheet(tmp_path, teacher, tiny_data.train, 10, 0)
+    return lambda teacher: open_sheet(tmp_path, teacher, tiny_data.train, 10, 0, "this machine")
 
 
 def logits_of(teacher, data, sheet, seed=0, epoch=1):
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_students_views(
     monkeypatch.setitem(CHUNK, "cpu", size)
     online = tiny_teacher(gather(tiny_data.train, epoch_views(0, 1, 100, CPU)))
     torch.testing.assert_close(logits_of(tiny_teacher, tiny_data, None), online)
-    sheet = open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0)
+    sheet = open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0, "this machine")
     first = logits_of(tiny_teacher, tiny_data, sheet)
     torch.testing.assert_close(first, online)
     assert torch.equal(logits_of(tiny_teacher, tiny_data, sheet), first)
@@ -119,11 +119,35 @@ def test_a_torn_row_is_a_hole(tiny_data, counted, open_tiny):
         assert sheet.read(row[None])[1].tolist() == [True]
 
 
-def test_another_teacher_or_way_has_another_sheet(open_tiny, tiny_teacher, tmp_path):
+def test_another_teacher_or_way_has_another_sheet(
+    open_tiny, tiny_teacher, tiny_data, tmp_path, monkeypatch
+):
     open_tiny(tiny_teacher)
     open_tiny(replace(tiny_teacher, sha="f" * 12))
     open_tiny(replace(tiny_teacher, amp=True))
-    assert len(list(tmp_path.glob("*.sheet"))) == 3
+    open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0, "another machine")
+    monkeypatch.setattr(sheet_module, "CODE", [])
+    open_tiny(tiny_teacher)
+    assert len(list(tmp_path.glob("*.sheet"))) == 5
+
+
+def test_a_sheet_of_other_answers_is_found_out(open_tiny, tiny_teacher, capsys):
+    """Whatever its name says, and though no epoch has been asked yet."""
+
+    class Other(Teacher):
+        def __call__(self, pixels, stages=False):
+            return super().__call__(pixels) + 1e-4
+
+    assert open_tiny(Other(**vars(tiny_teacher)))
+    assert open_tiny(tiny_teacher) is None
+    assert "not what this teacher says" in capsys.readouterr().err
+
+
+def test_a_file_cut_off_under_a_run_is_holes(open_tiny, tiny_data, tiny_teacher):
+    sheet = open_tiny(tiny_teacher)
+    whole = logits_of(tiny_teacher, tiny_data, sheet)
+    os.truncate(sheet.path, 5000)
+    assert torch.equal(logits_of(tiny_teacher, tiny_data, sheet), whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "a row"])
