@@ -12,12 +12,14 @@ import flags
 from engine.cells import Cell
 from engine.grid import run_command, teacher_seed
 from losses import METHODS
-from models import MODELS
 from utils import UserError, run_script
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The grid as cells: seed by seed, then alpha, then temperature. Raises UserError."""
+    """The grid as cells: seed by seed, then what is the student's own, alpha and temperature.
+
+    Raises UserError.
+    """
     method = METHODS.get(args.method)  # None: the control without a teacher
     temperatures = args.temperature if method and method.temperature else [None]
     if args.scale_t2 and args.method != "kd":
@@ -26,14 +28,15 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         raise UserError(f"--method {args.method} has no weight of its own: leave --beta out")
     betas = args.beta or [method.beta if method else None]
     common = {
-        "model": args.student,
-        "width": args.student_width or MODELS[args.student].DEFAULT_WIDTH,
         "method": args.method,
         "scale_t2": args.scale_t2,
-        "teacher_seed": teacher_seed(args) if method else None,
+        "teacher_seed": teacher_seed(args) if method and method.family != "labels" else None,
     }
-    grid = product(args.seed, args.alpha, temperatures, betas)
-    cells = [Cell(seed=s, alpha=a, temperature=t, beta=b, **common) for s, a, t, b in grid]
+    cells = []
+    for own in flags.sweep(args, args.student, args.student_width):
+        cells += [Cell(**own)] * args.alone
+        grid = product(args.alpha, temperatures, betas)
+        cells += [Cell(alpha=a, temperature=t, beta=b, **own, **common) for a, t, b in grid]
     return list(dict.fromkeys(cells))
 
 

@@ -3,11 +3,12 @@
 import argparse
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
 from datasets.sources import SOURCES
-from engine.cells import Settings
+from engine.cells import Cell, Settings
 from losses import METHODS
 from models import MODELS
 from utils import ROOT, UserError
@@ -46,8 +47,11 @@ SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 
-def parser(description: str) -> Parser:
-    """A parser with the flags that all three training scripts share."""
+def parser(description: str, sweeps: bool = True) -> Parser:
+    """A parser with the flags that all three training scripts share.
+
+    With `sweeps`, a cell's own settings take several values.
+    """
     p = Parser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -65,11 +69,17 @@ def parser(description: str) -> Parser:
     add = p.add_argument_group("optimisation").add_argument
     add("--epochs", type=COUNT, default=DEFAULTS.epochs, help="passes over the training set")
     add("--batch-size", type=COUNT, default=DEFAULTS.batch_size, help="images a step")
-    add("--lr", type=POSITIVE, default=DEFAULTS.lr, help="learning rate of the first epoch")
+    add("--last-batch", choices=["keep", "drop", "weigh"], default=DEFAULTS.last_batch,
+        help="an epoch's last batch, if smaller: a step as long as any, no step, or one as long "
+        "as its share")  # fmt: skip
+    own = {"nargs": "+" if sweeps else None}
+    add("--lr", type=POSITIVE, default=as_given(Cell.lr, sweeps), **own,
+        help="learning rate of the first epoch")  # fmt: skip
+    add("--weight-decay", type=NOT_NEGATIVE, default=as_given(Cell.weight_decay, sweeps), **own,
+        help="SGD weight decay")  # fmt: skip
     add("--t-max", type=COUNT, default=DEFAULTS.t_max,
         help="epochs until the cosine reaches 0; the reference stops half-way")  # fmt: skip
     add("--momentum", type=BELOW_ONE, default=DEFAULTS.momentum, help="SGD momentum")
-    add("--weight-decay", type=NOT_NEGATIVE, default=DEFAULTS.weight_decay, help="SGD weight decay")
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
@@ -86,11 +96,25 @@ def parser(description: str) -> Parser:
     return p
 
 
-def add_model(p: Parser, default: str) -> None:
+def as_given(value: float, sweeps: bool) -> list[float] | float:
+    """A default as the command line would give it."""
+    return [value] if sweeps else value
+
+
+def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
     """The flags of train_teacher.py and train_student.py."""
     add = p.add_argument_group("network").add_argument
     add("--model", choices=sorted(MODELS), default=default, help="which network")
-    add("--width", type=COUNT, help="channels of its first stage; unset: the network's own")
+    add("--width", type=COUNT, nargs="+" if sweeps else None,
+        help="channels of its first stage; unset: the network's own")  # fmt: skip
+
+
+def sweep(args: argparse.Namespace, model: str, widths: list[int] | None) -> list[dict]:
+    """Seed by seed every combination of a student's own settings, as keywords of Cell."""
+    widths = widths or [MODELS[model].DEFAULT_WIDTH]
+    names = ("model", "seed", "width", "lr", "weight_decay")
+    every = product([model], args.seed, widths, args.lr, args.weight_decay)
+    return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(every)]
 
 
 def add_teacher(p: Parser) -> None:
@@ -106,7 +130,10 @@ def add_distillation(p: Parser) -> None:
     """The flags of distill.py: student, method and its grid."""
     add = p.add_argument_group("student").add_argument
     add("--student", choices=sorted(MODELS), default="cnn", help="which network learns")
-    add("--student-width", type=COUNT, help="channels of its first stage; unset: its own")
+    add("--student-width", type=COUNT, nargs="+",
+        help="channels of its first stage; unset: its own")  # fmt: skip
+    add("--alone", action="store_true",
+        help="also the student alone, without a teacher, in the same pass")  # fmt: skip
     add = p.add_argument_group("distillation (several values: every combination)").add_argument
     add("--method", choices=["none", *METHODS], default="kd", help=method_help())
     add("--alpha", type=SHARE, nargs="+", default=[0.5],

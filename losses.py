@@ -115,6 +115,15 @@ def mse(student: Tensor, teacher: Tensor, labels: Tensor, temperature: None = No
     return 0.5 * (student - teacher).square().sum(1).mean()
 
 
+def smooth(student: Tensor, teacher: None, labels: Tensor, temperature: None = None) -> Tensor:
+    """Label smoothing (Szegedy et al. 2016, CVPR, section 7): CE(uniform, softmax(s)), batch mean.
+
+    No teacher: it is here so that a method can be told from it. The paper's epsilon is alpha, 0.1
+    there. Checked against F.cross_entropy's label_smoothing.
+    """
+    return -student.log_softmax(1).mean(1).mean()
+
+
 # ---------------------------------------------------------------- what they are made of
 
 
@@ -166,7 +175,7 @@ class Method:
     return them, the regressor None unless the method has one.
     """
 
-    family: str  # response | feature | relation
+    family: str  # response | feature | relation; labels: it asks no teacher
     loss: Callable[..., Tensor]
     paper: str
     temperature: bool = False  # has a T to sweep
@@ -182,6 +191,7 @@ METHODS: dict[str, Method] = {
     "dist": Method("response", dist, "Huang et al. 2022, NeurIPS", temperature=True, beta=2.0),
     "ls": Method("response", ls, "Sun et al. 2024, CVPR", temperature=True, beta=10.0),
     "mse": Method("response", mse, "Ba & Caruana 2014, NeurIPS", beta=1.0),
+    "smooth": Method("labels", smooth, "label smoothing, Szegedy et al. 2016, CVPR, no teacher"),
     "fitnet": Method(
         "feature",
         stage_losses.fitnet,

@@ -1,6 +1,7 @@
 """Train a student alone, without a teacher: the line that distillation has to beat.
 
     python train_student.py --seed 0 1 2 3 4
+    python train_student.py --lr 0.01 0.03 0.1 0.3 --seed 0 1 2
 
 Where a teacher of this data set is in the out-dir already, its agreement with the student is
 measured at the end; it has no part in the training.
@@ -9,7 +10,6 @@ measured at the end; it has no part in the training.
 import flags
 from engine.cells import Cell
 from engine.grid import run_command
-from models import MODELS
 from utils import run_script
 
 
@@ -18,8 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_model(parser, default="cnn")
     flags.add_teacher(parser)
     args = parser.parse_args(argv)
-    width = args.width or MODELS[args.model].DEFAULT_WIDTH
-    run_command([Cell(args.model, width, seed) for seed in dict.fromkeys(args.seed)], args)
+    run_command([Cell(**own) for own in flags.sweep(args, args.model, args.width)], args)
 
 
 if __name__ == "__main__":

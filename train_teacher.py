@@ -12,12 +12,12 @@ from utils import run_script
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = flags.parser(__doc__.splitlines()[0])
-    flags.add_model(parser, default="resnet18")
+    parser = flags.parser(__doc__.splitlines()[0], sweeps=False)
+    flags.add_model(parser, default="resnet18", sweeps=False)
     args = parser.parse_args(argv)
     width = args.width or MODELS[args.model].DEFAULT_WIDTH
-    cells = [Cell(args.model, width, seed, teaches=True) for seed in dict.fromkeys(args.seed)]
-    run_command(cells, args)
+    own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
+    run_command([Cell(args.model, width, seed, **own) for seed in dict.fromkeys(args.seed)], args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A cell is an independent unit of work. Its run id names it together with every s
 differs from the reference protocol, so that two runs share an id only if they are the same run.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 from losses import METHODS
 from models import MODELS
@@ -19,17 +20,19 @@ class Settings:
     val_size: int = 0  # images held out of training
     epochs: int = 100
     batch_size: int = 128
-    lr: float = 0.1
+    last_batch: str = "keep"  # what is left of an epoch: a step as any, dropped, or weighed
     t_max: int = 200  # epochs in half a cosine; the reference stops half-way down
     momentum: float = 0.0
-    weight_decay: float = 0.0
     normalization: str = "reference"
     amp: bool = False  # bfloat16 autocast in the networks that gain by it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to train. `teacher_seed` is None where no teacher is asked."""
+    """One network to train. `teacher_seed` is None where no teacher is asked.
+
+    lr and weight decay are a cell's own: a baseline is to be tuned as much as a method is.
+    """
 
     model: str
     width: int
@@ -39,23 +42,35 @@ class Cell:
     temperature: float | None = None
     beta: float | None = None  # the method's own weight of its term, where it has one
     scale_t2: bool = False
+    lr: float = 0.1  # of the first epoch
+    weight_decay: float = 0.0
     teacher_seed: int | None = None
     teaches: bool = False  # a teacher: found by data set, model and seed alone
 
     @property
     def family(self) -> str | None:
-        """What its method learns from: response, feature or relation; None without a teacher."""
+        """What its method learns from: response, feature, relation or labels; None without one."""
         return METHODS[self.method].family if self.method != "none" else None
 
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher has a part in its training."""
+        return self.family not in (None, "labels")
 
-# How each setting reads in a run id, where it is not the protocol's. amp is not here: like the
-# device it says how a run is computed, not what is.
+
+# The reference's settings, a cell's own among them.
+OPTIMISER = ("lr", "weight_decay")
+REFERENCE = asdict(Settings()) | {name: getattr(Cell, name) for name in OPTIMISER}
+
+# How each of them reads in a run id, where it is another. amp is not here: like the device it says
+# how a run is computed, not what is.
 SHORT = {
     "dataset": "",
     "train_size": "n",
     "val_size": "val",
     "epochs": "e",
     "batch_size": "b",
+    "last_batch": "last",
     "lr": "lr",
     "t_max": "tmax",
     "momentum": "m",
@@ -65,15 +80,21 @@ SHORT = {
 DATA_SETTINGS = ("dataset", "train_size", "val_size")
 
 
-def changed_settings(settings: Settings, names: tuple[str, ...]) -> str:
-    """`-e5-tmax5` and the like: the settings among `names` that are not the protocol's."""
-    defaults = Settings()
-    values = {name: getattr(settings, name) for name in names}
+def changed(values: dict, names: Iterable[str]) -> str:
+    """`-e5-tmax5` and the like: the settings among `names` whose value is not the reference's."""
     return "".join(
-        f"-{SHORT[name]}{text(value)}"
-        for name, value in values.items()
-        if value != getattr(defaults, name)
+        f"-{SHORT[name]}{text(values[name])}" for name in names if values[name] != REFERENCE[name]
     )
+
+
+def every_setting(cell: Cell, settings: Settings) -> dict:
+    """A run's settings, its cell's own among them."""
+    return asdict(settings) | {name: getattr(cell, name) for name in OPTIMISER}
+
+
+def data_suffix(settings: Settings) -> str:
+    """What a teacher's run id says of its settings: its data."""
+    return changed(asdict(settings), DATA_SETTINGS)
 
 
 def text(value: float | str) -> str:
@@ -99,16 +120,26 @@ def run_id(cell: Cell, settings: Settings) -> str:
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")
-    names = DATA_SETTINGS if cell.teaches else tuple(SHORT)
-    return "-".join(parts) + changed_settings(settings, names)
+    if cell.teaches:
+        return "-".join(parts) + data_suffix(settings)
+    return "-".join(parts) + changed(every_setting(cell, settings), SHORT)
 
 
 def label(cell: Cell) -> str:
     """The cell as a person would say it, for progress lines."""
+    parts = [
+        cell.model
+        if cell.width == MODELS[cell.model].DEFAULT_WIDTH
+        else f"{cell.model} of width {cell.width}"
+    ]
     if cell.teaches:
-        return f"{cell.model} teacher, seed {cell.seed}"
-    if cell.method == "none":
-        scaled = f", hard loss x {1 - cell.alpha:g}" if cell.alpha else " alone"
-        return f"{cell.model}{scaled}, seed {cell.seed}"
-    temperature = f" T {cell.temperature:g}" if cell.temperature is not None else ""
-    return f"{cell.model} {cell.method} alpha {cell.alpha:g}{temperature}, seed {cell.seed}"
+        parts[0] += " teacher"
+    elif cell.method == "none":
+        parts[0] += f", hard loss x {1 - cell.alpha:g}" if cell.alpha else " alone"
+    else:
+        temperature = f" T {cell.temperature:g}" if cell.temperature is not None else ""
+        parts[0] += f" {cell.method} alpha {cell.alpha:g}{temperature}"
+    for name in OPTIMISER:
+        if (value := getattr(cell, name)) != REFERENCE[name]:
+            parts.append(f"{name.replace('_', ' ')} {value:g}")
+    return ", ".join([*parts, f"seed {cell.seed}"])

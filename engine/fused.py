@@ -8,6 +8,8 @@ The trainees' own parameters become views into the stacks, so that evaluation, s
 go on working on the same memory.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,31 +28,31 @@ def can_fuse(trainees: list[Trainee]) -> bool:
 
 
 class FusedStep:
-    """One SGD step of all `trainees` at once."""
+    """One SGD step of all `trainees` at once: cells of one width, of one method and of none."""
 
     def __init__(self, trainees: list[Trainee]):
         self.trainees = trainees
         names = [name for name, _ in trainees[0].model.named_parameters()]
         self.stacks = {name: self._stack(name) for name in names}  # name -> [C, ...]
-        group = trainees[0].optimiser.param_groups[0]
-        self.optimiser = torch.optim.SGD(
-            self.stacks.values(), group["lr"], group["momentum"], 0, group["weight_decay"]
-        )
-        if group["momentum"]:
-            for name, stack in self.stacks.items():
-                self.optimiser.state[stack]["momentum_buffer"] = self._stack_momentum(name)
+        # torch.optim.SGD has one learning rate a stack, and here every cell has its own.
+        self.momentum = trainees[0].optimiser.defaults["momentum"]
+        self.velocity = {name: self._velocity(name) for name in names if self.momentum}
+        self.lr = self._column(t.cell.lr for t in trainees)
+        decay = [t.cell.weight_decay for t in trainees]
+        self.decay = self._column(decay) if any(decay) else None
         self.sums = torch.stack([t.sums for t in trainees])  # [C, 5]
         for trainee, row in zip(trainees, self.sums, strict=True):
             trainee.sums = row
-        column = {"device": self.sums.device, "dtype": trainees[0].model.head.weight.dtype}
-        self.alpha = torch.tensor([t.cell.alpha for t in trainees], **column)
-        self.weight = torch.tensor([t.soft_weight for t in trainees], **column)
-        self.temperature = torch.tensor([t.cell.temperature or 1.0 for t in trainees], **column)
-        # A group has cells of one method, and perhaps cells without one beside them.
-        self.taught = torch.tensor(
-            [t.learns_from_logits for t in trainees], device=column["device"]
-        )
+        self.alpha = self._column(t.cell.alpha for t in trainees)
+        self.weight = self._column(t.soft_weight for t in trainees)
+        self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
         self.method = next((t.method for t in trainees if t.method), None)
+        self.softened = torch.tensor([t.method is not None for t in trainees]).to(self.lr.device)
+
+    def _column(self, values: Iterable[float]) -> Tensor:
+        """A value a cell, [C]."""
+        head = self.stacks["head.weight"]
+        return torch.tensor(list(values), device=head.device, dtype=head.dtype)
 
     def _stack(self, name: str) -> nn.Parameter:
         own = [t.model.get_parameter(name) for t in self.trainees]
@@ -59,7 +61,7 @@ class FusedStep:
             parameter.data = row
         return stack
 
-    def _stack_momentum(self, name: str) -> Tensor:
+    def _velocity(self, name: str) -> Tensor:
         stack = torch.zeros_like(self.stacks[name])
         for trainee, row in zip(self.trainees, stack, strict=True):
             state = trainee.optimiser.state[trainee.model.get_parameter(name)]
@@ -68,23 +70,35 @@ class FusedStep:
             state["momentum_buffer"] = row
         return stack
 
+    def anneal(self, epoch: int) -> None:
+        """Set the learning rates of an epoch, from 0."""
+        for trainee in self.trainees:
+            trainee.anneal(epoch)
+        self.lr.copy_(self._column(t.lr_at(epoch) for t in self.trainees))
+
     def logits(self, x: Tensor) -> Tensor:
         """Images [B, 3, 32, 32] to every student's logits [C, B, K]; CNN.forward, stacked."""
         p, cells, batch = self.stacks, len(self.trainees), len(x)
         width = p["conv1.weight"].shape[1]
         # The cells share the input, so their first convolutions are one, with C * w channels.
         h = F.conv2d(x, p["conv1.weight"].flatten(0, 1), p["conv1.bias"].flatten(), 2, 1)
-        h = pool(F.leaky_relu(h, 0.2))
+        h = pool(F.leaky_relu(h, 0.2))  # [B, C * w, 16, 16], channels last in memory
         # The second one differs in input and weights: patches times weights, a bmm over the cells.
-        # (Not F.unfold: on a GPU that is a kernel launch for every image of every cell.)
+        # (Not F.unfold: on a GPU that is a kernel launch for every image of every cell.) A patch
+        # has its channels innermost, as the memory has, so that neighbours are read together.
         patches = F.pad(h, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # [B, C * w, 8, 8, 3, 3]
-        patches = patches.unflatten(1, (cells, width)).permute(1, 0, 3, 4, 2, 5, 6)
-        kernel = p["conv2.weight"].flatten(2).transpose(1, 2)  # [C, 9w, 2w]
-        h = torch.bmm(patches.reshape(cells, batch * 64, width * 9), kernel)
+        patches = patches.unflatten(1, (cells, width)).permute(1, 0, 3, 4, 5, 6, 2)
+        kernel = p["conv2.weight"].permute(0, 3, 4, 2, 1).flatten(1, 3)  # [C, 9w, 2w]
+        h = torch.bmm(patches.reshape(cells, batch * 64, 9 * width), kernel)
         h = (h + p["conv2.bias"][:, None]).view(cells, batch, 64 * 2 * width)
         return torch.baddbmm(p["head.bias"][:, None], h, p["head.weight"].transpose(1, 2))
 
-    def __call__(self, batch: Batch, lr: float) -> None:
+    def predict(self, x: Tensor, chosen: set[Trainee]) -> list[Tensor]:
+        """The logits [B, K] of the `chosen` among its cells."""
+        pairs = zip(self.trainees, self.logits(x), strict=True)
+        return [logits for trainee, logits in pairs if trainee in chosen]
+
+    def __call__(self, batch: Batch) -> None:
         """The same step as `student_step` for each trainee."""
         logits = self.logits(batch.x)  # [C, B, K]
         hard = torch.vmap(hard_loss, (0, None))(logits, batch.labels)  # [C]
@@ -92,13 +106,25 @@ class FusedStep:
         if self.method is not None:
             loss = torch.vmap(self.method.loss, (0, None, None, 0))
             soft = loss(logits, batch.logits, batch.labels, self.temperature)
-            soft = torch.where(self.taught, soft, 0)
+            soft = torch.where(self.softened, soft, 0)
         loss = mix(hard, soft, self.alpha, self.weight)
-        self.optimiser.zero_grad()
-        loss.sum().backward()  # no parameter is in two cells' losses
-        self.optimiser.param_groups[0]["lr"] = lr
-        self.optimiser.step()
+        # No parameter is in two cells' losses.
+        gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))
         with torch.no_grad():
+            for (name, stack), gradient in zip(self.stacks.items(), gradients, strict=True):
+                self._descend(name, stack, gradient)
             correct = (logits.argmax(2) == batch.labels).to(loss.dtype).mean(1)
             means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)], 1)
             self.sums += means.double() * len(batch.labels)
+
+    def _descend(self, name: str, stack: Tensor, gradient: Tensor) -> None:
+        """SGD with momentum and weight decay, as torch.optim.SGD has them, cell by cell."""
+
+        def by_cell(column: Tensor) -> Tensor:
+            return column.view(-1, *[1] * (stack.ndim - 1))
+
+        if self.decay is not None:
+            gradient = gradient + by_cell(self.decay) * stack
+        if self.momentum:
+            gradient = self.velocity[name].mul_(self.momentum).add_(gradient)
+        stack.sub_(by_cell(self.lr) * gradient)

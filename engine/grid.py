@@ -10,7 +10,7 @@ import torch
 
 from datasets.sources import Data, load
 from engine import parallel
-from engine.cells import DATA_SETTINGS, Cell, Settings, changed_settings, run_id
+from engine.cells import Cell, Settings, data_suffix, every_setting, run_id
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
 from engine.rows import csv_path, machine, read_rows
@@ -20,7 +20,7 @@ from utils import UserError, check_writable, load_checkpoint
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
-    """Train a script's cells, one group (seed and network) after another.
+    """Train a script's cells, one group (a seed's) after another.
 
     Raises UserError for whatever stands in the way, and at the end for cells that diverged.
     """
@@ -30,7 +30,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
     for name in ("results", "checkpoints", "runs"):
         check_writable(args.out_dir / name)
-    taught = any(cell.method != "none" for cell in cells)
+    taught = any(cell.taught for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
     parallel.keep_freed_memory()  # from here on: what loading has freed is given back
     teacher = meet_teacher(args, settings, data, device, taught)
@@ -43,8 +43,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     sheet = None
     if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
         folder = teacher.folder if args.teacher_cache == "auto" else Path(args.teacher_cache)
-        what = (teacher, data.train, len(data.classes), data.fingerprint, machine(str(device)))
-        sheet = open_sheet(folder, *what)
+        sheet = open_sheet(folder, teacher, data, machine(str(device)))
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):
@@ -59,12 +58,9 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells that see the same views with the same network, together."""
-
-    def key(cell: Cell) -> tuple[int, str, int]:
-        return cell.seed, cell.model, cell.width
-
-    return [list(group) for _, group in groupby(sorted(cells, key=key), key)]
+    """The cells of a seed together, who see the same views; those of one width side by side."""
+    ordered = sorted(cells, key=lambda cell: (cell.seed, cell.width))
+    return [list(group) for _, group in groupby(ordered, lambda cell: cell.seed)]
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -141,7 +137,7 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
     if args.teacher:
         return args.teacher
     folder = args.out_dir / "checkpoints"
-    ending = f"-teacher-s{teacher_seed(args)}{changed_settings(settings, DATA_SETTINGS)}.pt"
+    ending = f"-teacher-s{teacher_seed(args)}{data_suffix(settings)}.pt"
     found = sorted(folder.glob(f"*{ending}"))
     if len(found) == 1:
         return found[0]
@@ -179,10 +175,10 @@ def pending_cells(
         row = rows.loc[name]
         other = [
             f"{column} {row[column]}, now {value}"
-            for column, value in dataclasses.asdict(settings).items()
+            for column, value in every_setting(cell, settings).items()
             if column not in ("amp", "train_size") and row[column] != value
         ]
-        if cell.method != "none" and sha and row.teacher_sha != sha:
+        if cell.taught and sha and row.teacher_sha != sha:
             other.append(f"teacher {row.teacher_sha}, now {sha}")
         if row.data != data:
             other.append(f"images {row.data}, now {data}")

@@ -11,21 +11,17 @@ earliest position of all, and a cell that is ahead waits for the others.
 """
 
 import math
-from collections.abc import Callable
 
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-
-from datasets.views import Views, epoch_views, gather, normalise, plain
+from datasets.views import epoch_views, normalise, plain
 from engine import measure
 from engine.cells import Cell, label
-from engine.fused import FusedStep, can_fuse
-from engine.parallel import from_lead, share, total
+from engine.parallel import from_lead, share
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
 from engine.rows import leave
 from engine.sheet import epoch_logits
-from engine.trainee import Batch, Trainee, cosine_lr, student_step
+from engine.steps import Steps
+from engine.trainee import Trainee
 from utils import Curves, remove_tree
 
 
@@ -44,32 +40,30 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     with state.claimed():
         introduce(trainees, run)
         state.restore()
-        advance = stepper(trainees, run, ddp)
+        steps = Steps(trainees, run, ddp)
+        show_curves(trainees, run, ddp)
         asks = any(share(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
-        steps = math.ceil(len(images) / settings.batch_size)
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
-        progress = Progress(what, settings.epochs, steps, first, ranks.lead)
+        progress = Progress(what, settings.epochs, steps.count, first, ranks.lead)
         for epoch in range(first, settings.epochs):
-            views, logits = epoch_views(group[0].seed, epoch, len(images), run.device), None
+            views = epoch_views(group[0].seed, epoch, len(images), run.device)
+            logits = None
             if asks:
                 progress.doing(f"epoch {epoch + 1}, teacher")
                 logits = epoch_logits(
                     run.teacher, images, views, run.sheet, ranks, state.save_if_due
                 ).to(run.device)
             progress.doing(f"epoch {epoch + 1}")
-            lr = cosine_lr(settings.lr, epoch, settings.t_max)
-            start = min((t.step for t in trainees if t.epoch == epoch), default=steps)
+            steps.begin(epoch, views, logits)
+            here = [t for t in trainees if t.epoch == epoch]
+            start = min((t.step for t in here), default=steps.count)
             progress.step(start)
-            for step in range(start, steps):
-                here = [t for t in trainees if (t.epoch, t.step) == (epoch, step)]
-                if here:
-                    part = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
-                    own = logits[part] if asks else None
-                    advance(here, batch_of(views[part], own, trainees, run, ddp), lr)
+            for step in range(start, steps.count):
+                steps.take(step)
                 progress.step()
                 state.save_if_due()
-            record([t for t in trainees if t.epoch == epoch], epoch, lr, run, ddp, progress)
+            record(here, epoch, steps, run, ddp, progress)
             state.save_if_due()
             if not any(share(ranks, any(not t.diverged for t in trainees))):
                 break
@@ -93,66 +87,28 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
             trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
 
 
-Advance = Callable[[list[Trainee], Batch, float], None]
-
-
-def stepper(trainees: list[Trainee], run: Run, ddp: bool) -> Advance:
-    """How these cells are stepped, and where their curves go."""
-    if ddp:
-        for trainee in trainees:
-            trainee.forward, trainee.total = DistributedDataParallel(trainee.model), total
+def show_curves(trainees: list[Trainee], run: Run, ddp: bool) -> None:
+    """Open the TensorBoard files of this rank's cells; a network that ranks share has one."""
     if run.ranks.lead or not ddp:
         for trainee in trainees:
             trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
-    fused = FusedStep(trainees) if run.device.type == "cuda" and can_fuse(trainees) else None
-
-    def advance(here: list[Trainee], batch: Batch, lr: float) -> None:
-        """One step of the cells that are here; a diverged one only goes along."""
-        if fused and len(here) == len(trainees):
-            fused(batch, lr)
-        else:
-            for trainee in here:
-                if not trainee.diverged:
-                    student_step(trainee, batch, lr)
-        for trainee in here:
-            trainee.step += 1
-
-    return advance
-
-
-def batch_of(
-    views: Views, logits: Tensor | None, trainees: list[Trainee], run: Run, ddp: bool
-) -> Batch:
-    """Pixels, labels and the teacher's word on them, made once for all cells."""
-    weight, ranks = 1.0, run.ranks
-    if ddp:
-        whole, own = len(views), views[slice(ranks.rank, None, ranks.world)]
-        # A last batch with fewer images than ranks: DDP needs every rank, so it takes an image
-        # along that counts for nothing.
-        weight = len(own) * ranks.world / whole
-        views = own if len(own) else views[:1]
-    pixels, stages = gather(run.data.train, views), None
-    if any(t.learns_from_stages for t in trainees):
-        _, stages = run.teacher(pixels, stages=True)
-    x = normalise(pixels, run.data.mean, run.data.std)
-    return Batch(x, run.data.train.labels[views.index], logits, stages, weight)
 
 
 def record(
-    here: list[Trainee], epoch: int, lr: float, run: Run, ddp: bool, progress: Progress
+    here: list[Trainee], epoch: int, steps: Steps, run: Run, ddp: bool, progress: Progress
 ) -> None:
     """Measure the cells that have just finished the epoch, and write it down."""
     sound = [t for t in here if not t.diverged]
     measured: list[dict[str, float]] = [{} for _ in sound]
     due = (epoch + 1) % run.eval_every == 0 or epoch + 1 == run.settings.epochs
-    if due and (run.ranks.lead or not ddp):
-        measured = measure.record([t.model for t in sound], run.data, run.settings.amp)
+    if due and sound and (run.ranks.lead or not ddp):
+        measured = measure.record(steps.predictor(sound), run.data)
     if ddp:
         measured = from_lead(run.ranks, measured)
     for trainee, found in zip(sound, measured, strict=True):
         loss, hard, soft, correct, images = trainee.sums.tolist()
         found |= {"loss": loss / images, "hard": hard / images, "soft": soft / images}
-        found |= {"train_acc": correct / images, "lr": lr}
+        found |= {"train_acc": correct / images, "lr": trainee.lr_at(epoch)}
         trainee.history.append(found)
         if not all(map(math.isfinite, found.values())):
             trainee.diverged = epoch + 1

@@ -1,6 +1,6 @@
 """What is measured of a network: accuracy, loss, calibration, agreement with its teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +14,41 @@ CHUNK = 500  # images a forward pass
 BINS = 15
 
 
+Predict = Callable[[Tensor], Iterable[Tensor]]  # images [B, 3, 32, 32] to logits [B, K], by model
+
+
+def one_by_one(models: Sequence[nn.Module], amp: bool) -> Predict:
+    """What each of these models says of images, in eval mode."""
+
+    def predict(x: Tensor) -> list[Tensor]:
+        found = []
+        for model in models:
+            with autocast(model.eval(), x.device, amp):
+                found.append(model(x))
+        return found
+
+    return predict
+
+
 @torch.no_grad()
-def all_logits(models: Sequence[nn.Module], split: Split, data: Data, amp: bool) -> list[Tensor]:
+def all_logits(predict: Predict, split: Split, data: Data) -> list[Tensor]:
     """Each model's logits for a split, [N, K] each: the images are prepared once for all."""
-    parts: list[list[Tensor]] = [[] for _ in models]
-    for model in models:
-        model.eval()
+    parts = []
     for start in range(0, len(split), CHUNK):
         x = normalise(plain(split, slice(start, start + CHUNK)), data.mean, data.std)
-        for model, logits in zip(models, parts, strict=True):
-            with autocast(model, x.device, amp):
-                logits.append(model(x).float())
-    return [torch.cat(logits) for logits in parts]
+        parts.append([logits.float() for logits in predict(x)])
+    return [torch.cat(logits) for logits in zip(*parts, strict=True)]
 
 
-def record(models: Sequence[nn.Module], data: Data, amp: bool) -> list[dict[str, float]]:
+def record(predict: Predict, data: Data) -> list[dict[str, float]]:
     """Each model's accuracy and loss on the test set, and its accuracy on the held-out images."""
-    test = all_logits(models, data.test, data, amp)
     labels = data.test.labels
-    records = [{"test_acc": accuracy(own, labels), "test_loss": loss(own, labels)} for own in test]
+    records = [
+        {"test_acc": accuracy(own, labels), "test_loss": loss(own, labels)}
+        for own in all_logits(predict, data.test, data)
+    ]
     if data.val:
-        for one, own in zip(records, all_logits(models, data.val, data, amp), strict=True):
+        for one, own in zip(records, all_logits(predict, data.val, data), strict=True):
             one["val_acc"] = accuracy(own, data.val.labels)
     return records
 

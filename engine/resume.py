@@ -20,7 +20,7 @@ import filelock
 import torch
 
 from datasets.sources import Data
-from engine.cells import Cell, Settings, run_id
+from engine.cells import OPTIMISER, Cell, Settings, run_id
 from engine.parallel import Ranks, from_lead, largest, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
@@ -86,7 +86,7 @@ class Unfinished:
     def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run, ddp: bool):
         self.folder = folder_of(group, run)
         self.trainees, self.run, self.ddp = trainees, run, ddp
-        self.taught = any(cell.method != "none" for cell in group)
+        self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
 
     def elapsed(self) -> float:
@@ -165,6 +165,7 @@ class Unfinished:
             "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
             **asdict(run.settings),
+            **{name: sorted({getattr(cell, name) for cell in self.group}) for name in OPTIMISER},
         }
 
     def other_basis(self, saved: dict) -> list[str]:
@@ -204,7 +205,7 @@ def claim(folder: Path) -> filelock.FileLock:
 @functools.cache
 def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
-    engine = ("cells", "loop", "trainee", "teacher", "sheet", "fused")
+    engine = ("cells", "loop", "steps", "trainee", "teacher", "sheet", "fused", "graph")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
     others = ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
     files += [ROOT / name for name in others]

@@ -34,7 +34,7 @@ COLUMNS = (
     # New columns go to the end, so that whoever reads the first ones by position stays right.
     + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
-    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data"]
+    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch"]
 )
 
 
@@ -51,8 +51,11 @@ def leave(trainees: list[Trainee], run: Run, ddp: bool, seconds: float, cells: i
             path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
             save_checkpoint(path, checkpoint_of(trainee, run))
             trainee.curves.close(row)
+        rest = len(run.data.train) % run.settings.batch_size
+        small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
+        hint = f" (an epoch's last step is on {rest} images and as long: --last-batch weigh?)"
         complaints = [
-            f"{label(t.cell)}: the loss became non-finite in epoch {t.diverged}"
+            f"{label(t.cell)}: the loss became non-finite in epoch {t.diverged}" + hint * small
             for t in trainees
             if t.diverged
         ]
@@ -77,7 +80,8 @@ def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> li
     if not trainees:
         return []
     data, settings, teacher = run.data, run.settings, run.teacher
-    logits = measure.all_logits([t.model for t in trainees], data.test, data, settings.amp)
+    predict = measure.one_by_one([t.model for t in trainees], settings.amp)
+    logits = measure.all_logits(predict, data.test, data)
     taught = plain_logits(teacher, data.test) if teacher else None
     common = asdict(settings) | {"train_size": len(data.train), "data": data.fingerprint}
     common |= provenance(str(run.device), torch.get_num_threads(), run.ranks.world)
@@ -98,7 +102,8 @@ def cell_columns(trainee: Trainee) -> dict:
     """What was trained."""
     columns = asdict(trainee.cell)
     teaches = columns.pop("teaches")
-    role = "teacher" if teaches else "student" if trainee.cell.method == "none" else "distill"
+    taught = trainee.cell.taught
+    role = "teacher" if teaches else "distill" if taught else "student"
     columns |= {"run_id": trainee.run_id, "role": role, "params": parameter_count(trainee.model)}
     return columns | ({"alpha": None} if teaches else {})
 

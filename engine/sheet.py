@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.sources import Data
 from datasets.views import VIEWS, Split, Views, gather
 from engine.parallel import Ranks, from_lead, share
 from engine.teacher import CHUNK, Teacher
@@ -39,7 +40,8 @@ class Sheet:
 
     def __init__(self, path: Path, key: dict, images: int, classes: int):
         """Open or create it. Raises OSError where there is no room or no leave to write."""
-        self.path, self.classes, self.full = path, classes, False
+        self.path, self.classes = path, classes
+        self.full = self.unreadable = False
         header = json.dumps(key, sort_keys=True).encode().ljust(4096)
         self.start, self.width = len(header), 4 * (classes + 1)  # bytes
         size = self.start + VIEWS * images * self.width
@@ -55,12 +57,14 @@ class Sheet:
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, K] of the rows [n], and which of them are there, bool [n]."""
+        content = []
         try:
             # Not through a memory map: where the disk is full, a touch of it can kill the process.
-            content = [os.pread(self.file, self.width, self._place(row)) for row in rows.tolist()]
+            for row in [] if self.unreadable else rows.tolist():
+                content.append(os.pread(self.file, self.width, self._place(row)))
         except OSError as error:
+            self.unreadable, content = True, []
             self.give_up(error)
-            content = []
         hole = bytes(self.width)  # and what somebody cut off while we had it open
         whole = [row if len(row) == self.width else hole for row in content] or [hole] * len(rows)
         found = torch.frombuffer(bytearray().join(whole), dtype=torch.int32)
@@ -82,6 +86,8 @@ class Sheet:
 
     def give_up(self, error: OSError) -> None:
         """Write no more, and say so once."""
+        if self.full:
+            return
         self.full = True
         note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
 
@@ -108,19 +114,16 @@ def create(path: Path, header: bytes, size: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_sheet(
-    folder: Path, teacher: Teacher, split: Split, classes: int, fingerprint: int, machine: str
-) -> Sheet | None:
+def open_sheet(folder: Path, teacher: Teacher, data: Data, machine: str) -> Sheet | None:
     """The sheet of this teacher, these images and this way of computing, in `folder`.
 
-    `machine` names the processor or GPU: another one rounds in another way.
-
-    None, with a line that says why, where there cannot be one.
+    `machine` names the processor or GPU: another one rounds in another way. None, with a line that
+    says why, where there cannot be one.
     """
-    device = split.labels.device
+    device = data.train.labels.device
     key = {
         "teacher": teacher.sha,
-        "data": fingerprint,
+        "data": data.fingerprint,
         "device": device.type,
         "amp": teacher.amp,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
@@ -131,8 +134,8 @@ def open_sheet(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{teacher.run_id}-{name}.sheet"
     try:
-        sheet = Sheet(path, key, len(split), classes)
-        check(teacher, split, sheet)
+        sheet = Sheet(path, key, len(data.train), len(data.classes))
+        check(teacher, data.train, sheet)
     except OSError as error:
         note(f"no answer sheet at {path} ({error.strerror}): every command asks the teacher anew")
         return None

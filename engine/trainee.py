@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
 from losses import METHODS, hard_loss
-from models import autocast, build
+from models import at_least_float32, autocast, build
 from stage_losses import hint_pair
 from utils import Curves, stream
 
@@ -23,7 +23,7 @@ class Batch:
     labels: Tensor  # int64 [B]
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
-    weight: float = 1.0  # of this rank's part of the batch in DDP's mean
+    weight: float = 1.0  # of its loss: a small last batch's, or a rank's part in DDP's mean
 
 
 def initial_model(cell: Cell, classes: int) -> nn.Module:
@@ -57,8 +57,16 @@ class Trainee:
         self.forward: nn.Module = self.model
         self.total: Callable[[Tensor], Tensor] = lambda part: part
         self.regressor: nn.Module | None = None
+        # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
+        on_gpu = device.type == "cuda"
+        self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
+        self.t_max = settings.t_max
         self.optimiser = torch.optim.SGD(
-            self.model.parameters(), settings.lr, settings.momentum, 0, settings.weight_decay
+            self.model.parameters(),
+            self.lr,
+            settings.momentum,
+            weight_decay=cell.weight_decay,
+            fused=on_gpu,
         )
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in the epoch under way
@@ -82,6 +90,27 @@ class Trainee:
     @property
     def learns_from_stages(self) -> bool:
         return self.cell.family in ("feature", "relation")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 0."""
+        return cosine_lr(self.cell.lr, epoch, self.t_max)
+
+    def anneal(self, epoch: int) -> None:
+        """Set the learning rate to that of an epoch, from 0."""
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(self.lr_at(epoch))
+        else:
+            self.lr = self.lr_at(epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes, the very memory."""
+        modules = [self.model, *([self.regressor] if self.regressor else [])]
+        weights = [tensor for module in modules for tensor in module.state_dict().values()]
+        states = self.optimiser.state.values()
+        momenta = [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
+        return [*weights, *momenta, self.sums]
 
     @torch.no_grad()
     def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:
@@ -128,7 +157,7 @@ def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
     return lr * (1 + math.cos(math.pi * epoch / t_max)) / 2
 
 
-def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:
+def student_step(trainee: Trainee, batch: Batch) -> None:
     """One SGD step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
     trainee.forward.train()
     with autocast(trainee.model, batch.x.device, trainee.amp):
@@ -141,7 +170,7 @@ def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:
     if trainee.learns_from_stages:
         stages = {name: at_least_float32(stage) for name, stage in stages.items()}
         soft = trainee.method.loss(stages, batch.stages, trainee.regressor)
-    elif trainee.learns_from_logits:
+    elif trainee.method:
         temperature = trainee.cell.temperature
         soft = trainee.method.loss(logits, batch.logits, batch.labels, temperature)
     else:
@@ -149,19 +178,12 @@ def student_step(trainee: Trainee, batch: Batch, lr: float) -> None:
     loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
-    for group in trainee.optimiser.param_groups:
-        group["lr"] = lr
     trainee.optimiser.step()
     with torch.no_grad():
         correct = (logits.argmax(1) == batch.labels).double().mean()
         means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
         counted = len(batch.labels) if batch.weight else 0
         trainee.sums += trainee.total(means.double() * counted)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Losses are computed in float32 even where the network ran in bfloat16."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:

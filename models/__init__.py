@@ -1,10 +1,12 @@
 """The networks by name. Models know nothing of training: images in, logits out."""
 
-import torch
 from torch import nn
 
 from .cnn import CNN
+from .precision import at_least_float32, autocast
 from .resnet import ResNet18
+
+__all__ = ["CNN", "MODELS", "ResNet18", "at_least_float32", "autocast", "build", "parameter_count"]
 
 MODELS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "cnn": CNN}
 
@@ -20,8 +22,3 @@ def build(name: str, width: int, classes: int) -> nn.Module:
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def autocast(model: nn.Module, device: torch.device, amp: bool) -> torch.autocast:
-    """bfloat16 where --amp is on and the network is large enough to gain by it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp and model.AUTOCAST)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
@@ -61,8 +63,11 @@ class ResNet18(nn.Module):
         s2 = self.stage2(s1)
         s3 = self.stage3(s2)
         s4 = self.stage4(s3)
-        pooled = torch.mean(s4, dim=(2, 3))
-        logits = self.head(pooled)
+        # In float32 even under autocast: rounded to bfloat16, some logits would be tied or in
+        # another order, and a student learns from them.
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = torch.mean(at_least_float32(s4), dim=(2, 3))
+            logits = self.head(pooled)
         if stages:
             named = {"stage1": s1, "stage2": s2, "stage3": s3, "stage4": s4, "pooled": pooled}
             return logits, named

@@ -6,20 +6,23 @@ A cell is (student, variant, alpha, temperature); a grid is all cells of one tau
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from engine.cells import DATA_SETTINGS, Settings
+from engine.cells import DATA_SETTINGS, REFERENCE
 from models import MODELS
 from utils import UserError
 
 PROTOCOL = (
-    *("dataset", "train_size", "val_size", "epochs", "batch_size", "lr", "t_max"),
-    *("momentum", "weight_decay", "normalization"),
+    *("dataset", "train_size", "val_size", "epochs", "batch_size", "last_batch", "lr"),
+    *("t_max", "momentum", "weight_decay", "normalization"),
 )
-TEXT = ("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device")
+TEXT = (
+    *("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device"),
+    "last_batch",
+)
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
@@ -55,8 +58,8 @@ class Protocol:
 
 
 def is_reference(settings: dict) -> bool:
-    """Whether these are the reference protocol's settings (cells.Settings)."""
-    protocol = asdict(Settings()) | {"train_size": CIFAR10_TRAIN}
+    """Whether these are the reference protocol's settings (cells.REFERENCE)."""
+    protocol = REFERENCE | {"train_size": CIFAR10_TRAIN}
     return all(settings[name] == protocol[name] for name in PROTOCOL)
 
 

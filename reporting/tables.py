@@ -5,7 +5,7 @@ from datetime import timedelta
 import numpy as np
 import pandas as pd
 
-from engine.cells import Settings
+from engine.cells import REFERENCE
 from reporting.compare import Results
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
 
@@ -88,9 +88,9 @@ def title(settings: dict) -> str:
     if settings["val_size"]:
         parts.append(f"{settings['val_size']:,.0f} for validation")
     parts += [plural(int(settings["epochs"]), "epoch"), f"T_max {settings['t_max']:g}"]
-    for name in ("batch_size", "lr", "momentum", "weight_decay", "normalization"):
+    for name in ("batch_size", "last_batch", "lr", "momentum", "weight_decay", "normalization"):
         value = settings[name]
-        if value != getattr(Settings(), name):
+        if value != REFERENCE[name]:
             parts.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
     return ", ".join(parts) + (" (the reference's protocol)" if is_reference(settings) else "")
 
@@ -185,7 +185,7 @@ def made_with(results: Results) -> str:
 
 BLANK = -1.0  # stands for a blank alpha or T of the reference, since NaN equals nothing
 KEY = ["role", "model", "alpha", "temperature"]
-REFERENCE = ["role", "model", "α", "T", "this project", "reference", "difference"]
+AGAINST = ["role", "model", "α", "T", "this project", "reference", "difference"]
 
 
 def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
@@ -211,9 +211,9 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
 def reference_table(table: pd.DataFrame) -> str:
     """beside_reference as Markdown."""
     text = table[KEY].map(lambda v: v if isinstance(v, str) else NONE if v == BLANK else f"{v:g}")
-    text[REFERENCE[4]], text[REFERENCE[5]] = (
+    text[AGAINST[4]], text[AGAINST[5]] = (
         table.apply(spread, axis=1),
         table.test_acc.map(percent),
     )
     text["difference"] = table.difference.map(points)
-    return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *REFERENCE)
+    return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *AGAINST)

@@ -20,15 +20,24 @@ from engine.parallel import Ranks  # noqa: E402
 from engine.resume import Keeper, Run  # noqa: E402
 from engine.teacher import Teacher  # noqa: E402
 from engine.trainee import initial_model  # noqa: E402
+from losses import METHODS  # noqa: E402
 from utils import Interrupted, run_script  # noqa: E402
 
 CPU = torch.device("cpu")
-TINY = Settings(dataset="shapes", epochs=2, batch_size=32, t_max=2, lr=0.05)
+TINY = Settings(dataset="shapes", epochs=2, batch_size=32, t_max=2)
 GRID = [
-    Cell("cnn", 4, 0, "kd", alpha, temperature, teacher_seed=0)
+    Cell("cnn", 4, 0, "kd", alpha, temperature, lr=0.05, teacher_seed=0)
     for alpha in (0.1, 0.9)
     for temperature in (1.0, 4.0)
 ]
+
+
+def of_response(method: str, alpha: float, temperature: float, **own: float) -> Cell:
+    """A cell of a method on logits or labels, light enough to stay finite."""
+    beta = None if METHODS[method].beta is None else 0.01
+    temperature = temperature if METHODS[method].temperature else None
+    seed = None if METHODS[method].family == "labels" else 0
+    return Cell("cnn", 4, 0, method, alpha, temperature, beta, teacher_seed=seed, **own)
 
 
 class Countdown(Keeper):

@@ -5,8 +5,8 @@ import torch
 import stage_losses
 from losses import METHODS
 
-RESPONSE = [name for name, method in METHODS.items() if method.family == "response"]
-STAGED = [name for name, method in METHODS.items() if method.family != "response"]
+STAGED = [name for name, method in METHODS.items() if method.family in ("feature", "relation")]
+RESPONSE = [name for name in METHODS if name not in STAGED]  # on logits; one on labels alone
 
 
 def random_logits(seed, dtype=torch.float32):

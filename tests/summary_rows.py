@@ -31,7 +31,13 @@ def row(run_id, acc, **changes):
     what = {"run_id": run_id, "role": "student", "model": "cnn", "width": 16, "method": "none"}
     what |= {"alpha": 0.0, "scale_t2": False, "seed": 0, "dataset": "cifar10", "epochs": 6}
     what |= {"train_size": 50000, "val_size": 0, "batch_size": 128, "lr": 0.1, "t_max": 6}
-    what |= {"momentum": 0.0, "weight_decay": 0.0, "normalization": "reference", "amp": False}
+    what |= {
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "last_batch": "keep",
+        "normalization": "reference",
+        "amp": False,
+    }
     what |= {"test_acc": acc, "best_test_acc": acc, "best_epoch": 6, "test_loss": 1.1}
     what |= {"train_acc": 0.6, "ece": 0.021, "params": 25578, "seconds": 60.0}
     where = {"device": "cpu", "machine": "a CPU, 2 cores", "threads": 1, "ranks": 1}

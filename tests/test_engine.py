@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, GRID, TINY, Countdown, train_all, weights
-from method_inputs import RESPONSE
+from conftest import CPU, GRID, TINY, Countdown, of_response, train_all, weights
 
 from datasets.views import epoch_views, gather, normalise, plain
 from engine import grid, resume
 from engine import teacher as teacher_module
 from engine.cells import Cell, run_id
-from engine.fused import FusedStep, can_fuse
 from engine.loop import train
 from engine.measure import calibration_error
 from engine.resume import Keeper, claim, clear, folder_of, load_state, save_state
@@ -57,7 +55,7 @@ def test_same_seed_same_bits_other_seed_others(make_run):
 
 def of_method(method: str) -> list[Cell]:
     """Two cells of a method that learns from activations."""
-    return [Cell("cnn", 4, 0, method, a, beta=1.0, teacher_seed=0) for a in (0.1, 0.9)]
+    return [Cell("cnn", 4, 0, method, a, beta=1.0, lr=0.05, teacher_seed=0) for a in (0.1, 0.9)]
 
 
 FAMILIES = {"response": GRID, "feature": of_method("fitnet"), "relation": of_method("sp")}
@@ -75,7 +73,7 @@ def test_a_cell_is_the_same_in_any_company(make_run, family):
 
 
 def test_batch_norm_students_do_not_touch_each_other(make_run):
-    cells = [Cell("resnet18", 2, 0, "kd", a, 4.0, teacher_seed=0) for a in (0.2, 0.8)]
+    cells = [Cell("resnet18", 2, 0, "kd", a, 4.0, lr=0.05, teacher_seed=0) for a in (0.2, 0.8)]
     settings = replace(TINY, epochs=1)
     together = train_all(cells, make_run("together", settings))
     assert train_all(cells[1:], make_run("alone", settings)).items() <= together.items()
@@ -83,13 +81,13 @@ def test_batch_norm_students_do_not_touch_each_other(make_run):
 
 def test_one_step_by_hand(tiny_data, tiny_teacher):
     """The step is the formula of the reference, by autograd on a fresh copy."""
-    cell = Cell("cnn", 4, 0, "kd", 0.3, 5.0, teacher_seed=0)
+    cell = Cell("cnn", 4, 0, "kd", 0.3, 5.0, lr=0.2, teacher_seed=0)
     trainee, copy = (Trainee(cell, TINY, 10, CPU) for _ in range(2))
     views = epoch_views(0, 0, 100, CPU)[:32]
     pixels = gather(tiny_data.train, views)
     x = normalise(pixels, tiny_data.mean, tiny_data.std)
     labels, taught = tiny_data.train.labels[views.index], tiny_teacher(pixels)
-    student_step(trainee, Batch(x, labels, taught), lr=0.2)
+    student_step(trainee, Batch(x, labels, taught))
     log_p = copy.model(x).log_softmax(1)
     hard = -log_p[torch.arange(32), labels].mean()
     soft = -((taught / 5).softmax(1) * (copy.model(x) / 5).log_softmax(1)).sum(1).mean()
@@ -99,49 +97,6 @@ def test_one_step_by_hand(tiny_data, tiny_teacher):
     loss = trainee.sums / trainee.sums[4]
     expected = torch.stack([0.7 * hard + 0.3 * soft, hard, soft]).double()
     torch.testing.assert_close(loss[:3], expected.detach(), rtol=1e-5, atol=1e-5)
-
-
-def of_response(method: str, alpha: float, temperature: float) -> Cell:
-    """A cell of a method that learns from logits, light enough to stay finite."""
-    beta = None if METHODS[method].beta is None else 0.01
-    temperature = temperature if METHODS[method].temperature else None
-    return Cell("cnn", 4, 0, method, alpha, temperature, beta, teacher_seed=0)
-
-
-@pytest.mark.parametrize("momentum, method", [(0.0, "kd"), *((0.9, name) for name in RESPONSE)])
-def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
-    """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
-    settings = replace(TINY, momentum=momentum, weight_decay=1e-3)
-    cells = [of_response(method, a, t) for a in (0.3, 0.9) for t in (1.0, 4.0)]
-    cells += [Cell("cnn", 4, 0, "none", 0.5), replace(cells[1], scale_t2=method == "kd")]
-    loop, stacked = ([Trainee(c, settings, 10, CPU) for c in cells] for _ in range(2))
-    for trainee in [*loop, *stacked]:
-        trainee.model.double()
-    assert can_fuse(stacked)
-    fused = None
-    for step in range(20):
-        views = epoch_views(0, step // 3, 100, CPU)[(step % 3) * 32 :][:32]
-        pixels = gather(tiny_data.train, views)
-        x = normalise(pixels, tiny_data.mean, tiny_data.std).double()
-        taught = tiny_teacher(pixels).double()
-        batch = Batch(x, tiny_data.train.labels[views.index], taught)
-        if step == 2:  # taken up in mid-run, momentum and all
-            fused = FusedStep(stacked)
-        for trainee in loop:
-            student_step(trainee, batch, 0.1)
-        if fused:
-            fused(batch, 0.1)
-        else:
-            for trainee in stacked:
-                student_step(trainee, batch, 0.1)
-    for one, other in zip(loop, stacked, strict=True):
-        for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-        torch.testing.assert_close(one.sums, other.sums, rtol=0, atol=1e-8)
-
-
-def test_batch_norm_students_are_not_fused():
-    assert not can_fuse([Trainee(Cell("resnet18", 2, s), TINY, 10, CPU) for s in (0, 1)])
 
 
 # ---------------------------------------------------------------- killed and going on
@@ -170,8 +125,8 @@ def test_the_regressor_is_trained_and_saved(make_run):
     train_all(cells, run)
     [path] = (run.out_dir / "checkpoints").glob("*.pt")
     stored = torch.load(path, weights_only=True)["regressor"]
-    fresh = make_run("fresh", replace(TINY, epochs=1, lr=1e-30))
-    train_all(cells, fresh)
+    fresh = make_run("fresh", replace(TINY, epochs=1))
+    train_all([replace(cells[0], lr=1e-30)], fresh)
     [path] = (fresh.out_dir / "checkpoints").glob("*.pt")
     first = torch.load(path, weights_only=True)["regressor"]
     assert stored.keys() == first.keys() and not torch.equal(stored["0.weight"], first["0.weight"])

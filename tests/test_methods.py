@@ -23,7 +23,7 @@ from method_inputs import (
 )
 from torchdistill.losses import mid_level as peer
 
-from losses import METHODS
+from losses import METHODS, hard_loss
 
 
 def assert_equal(ours, theirs, tolerance):
@@ -223,6 +223,11 @@ def cosine(a, b):
     return float(a @ b / math.sqrt(a @ a) / math.sqrt(b @ b))
 
 
+def paper_smooth(s, t, labels, temperature):
+    """-1/K sum over k of log p_k: the uniform distribution's cross entropy with the student's."""
+    return sum(-sum(math.log(p) for p in softmax(row)) / len(row) for row in s) / len(s)
+
+
 def paper_sp(student, teacher):
     grams = []
     for stage in (student["stage2"], teacher["stage4"]):  # the last convolutions
@@ -257,6 +262,7 @@ PAPERS = {
     "dkd": paper_dkd,
     "dist": paper_dist,
     "ls": paper_ls,
+    "smooth": paper_smooth,
     "sp": paper_sp,
     "pkt": paper_pkt,
     "cc": paper_cc,
@@ -265,6 +271,14 @@ PAPERS = {
 
 def test_every_method_is_checked():
     assert set(PEERS) | set(PAPERS) == set(METHODS)
+
+
+def test_smoothing_is_torchs():
+    """A cell of alpha 0.1 minimises what F.cross_entropy calls label_smoothing=0.1."""
+    s, _, labels, _ = random_logits(3, torch.float64)
+    mixed = 0.9 * hard_loss(s, labels) + 0.1 * METHODS["smooth"].loss(s, None, labels)
+    expected = F.cross_entropy(s, labels, label_smoothing=0.1)
+    torch.testing.assert_close(mixed, expected, rtol=1e-12, atol=0)
 
 
 def slope(function, x, direction, step=1e-5):

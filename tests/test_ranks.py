@@ -79,9 +79,9 @@ STOPPED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import train_teacher, utils
-from engine import loop
+from engine import steps as taking
 
-step, steps = loop.student_step, []
+step, steps = taking.student_step, []
 
 def stopping(*args):
     step(*args)
@@ -89,7 +89,7 @@ def stopping(*args):
     if os.environ["RANK"] == "1" and len(steps) == 5:
         os.kill(os.getpid(), signal.SIGTERM)
 
-loop.student_step = stopping
+taking.student_step = stopping
 utils.run_script(train_teacher.main)
 """
 

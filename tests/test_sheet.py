@@ -37,7 +37,7 @@ def counted(tiny_teacher) -> Counted:
 @pytest.fixture
 def open_tiny(tiny_data, tmp_path):
     """Opens the sheet of a teacher over the tiny data."""
-    return lambda teacher: open_sheet(tmp_path, teacher, tiny_data.train, 10, 0, "this machine")
+    return lambda teacher: open_sheet(tmp_path, teacher, tiny_data, "this machine")
 
 
 def logits_of(teacher, data, sheet, seed=0, epoch=1):
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_students_views(
     monkeypatch.setitem(CHUNK, "cpu", size)
     online = tiny_teacher(gather(tiny_data.train, epoch_views(0, 1, 100, CPU)))
     torch.testing.assert_close(logits_of(tiny_teacher, tiny_data, None), online)
-    sheet = open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0, "this machine")
+    sheet = open_sheet(tmp_path, tiny_teacher, tiny_data, "this machine")
     first = logits_of(tiny_teacher, tiny_data, sheet)
     torch.testing.assert_close(first, online)
     assert torch.equal(logits_of(tiny_teacher, tiny_data, sheet), first)
@@ -125,7 +125,7 @@ def test_another_teacher_or_way_has_another_sheet(
     open_tiny(tiny_teacher)
     open_tiny(replace(tiny_teacher, sha="f" * 12))
     open_tiny(replace(tiny_teacher, amp=True))
-    open_sheet(tmp_path, tiny_teacher, tiny_data.train, 10, 0, "another machine")
+    open_sheet(tmp_path, tiny_teacher, tiny_data, "another machine")
     monkeypatch.setattr(sheet_module, "CODE", [])
     open_tiny(tiny_teacher)
     assert len(list(tmp_path.glob("*.sheet"))) == 5

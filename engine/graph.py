@@ -1,0 +1,43 @@
+"""A step recorded once and replayed: on a GPU a CUDA graph, one launch instead of hundreds."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # steps before the capture: libraries choose their kernels, buffers come to be
+
+
+def record(
+    step: Callable[[], None],
+    tensors: Callable[[], list[Tensor]],
+    capture: Callable[[Callable[[], None]], Callable[[], None]],
+) -> Callable[[], None]:
+    """What replays `step`, a function of nothing: it reads and writes the same memory every time.
+
+    `capture(step)` takes some steps to warm up; they leave no trace in `tensors()`, all that a step
+    changes. What came to be by them (momentum) is zero, as before a first step. Raises RuntimeError
+    where the step cannot be recorded; then too the tensors are as they were.
+    """
+    before = {tensor.data_ptr(): tensor.clone() for tensor in tensors()}
+    try:
+        return capture(step)
+    finally:
+        with torch.no_grad():
+            for tensor in tensors():
+                old = before.get(tensor.data_ptr())
+                tensor.zero_() if old is None else tensor.copy_(old)
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture `step` on the current CUDA device, after a warm-up."""
+    side = torch.cuda.Stream()  # capture wants what it captures to have run on another stream
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

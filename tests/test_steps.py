@@ -1,0 +1,215 @@
+"""How steps are taken: stacked as in the loop, recorded as launched, settings of a cell's own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU, GRID, TINY, Countdown, of_response, train_all
+from method_inputs import RESPONSE
+
+from datasets.views import epoch_views, gather, normalise
+from engine import graph, steps
+from engine.cells import Cell, run_id
+from engine.fused import FusedStep, can_fuse
+from engine.loop import train
+from engine.rows import csv_path, read_rows
+from engine.steps import PlainStep, Steps
+from engine.trainee import Batch, Trainee
+from utils import Interrupted, UserError
+
+OWN = [{"lr": 0.1}, {"lr": 0.03, "weight_decay": 1e-2}]
+
+
+def batch_number(step: int, data, teacher) -> Batch:
+    """A batch in float64, the fourth of every epoch a small one."""
+    views = epoch_views(0, step // 4, 100, CPU)[(step % 4) * 32 :][:32]
+    pixels = gather(data.train, views)
+    x = normalise(pixels, data.mean, data.std).double()
+    weight = len(views) / 32
+    return Batch(x, data.train.labels[views.index], teacher(pixels).double(), weight=weight)
+
+
+@pytest.mark.parametrize("momentum, method", [(0.0, "kd"), *((0.9, name) for name in RESPONSE)])
+def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
+    """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
+    settings = replace(TINY, momentum=momentum)
+    cells = [
+        of_response(method, a, t, **own) for a in (0.3, 0.9) for t in (1.0, 4.0) for own in OWN
+    ]
+    cells += [Cell("cnn", 4, 0), Cell("cnn", 4, 0, "none", 0.5)]
+    cells += [replace(cells[1], scale_t2=method == "kd")]
+    loop, stacked = ([Trainee(c, settings, 10, CPU) for c in cells] for _ in range(2))
+    for trainee in [*loop, *stacked]:
+        trainee.model.double()
+    assert can_fuse(stacked)
+    one, other = PlainStep(loop, False), PlainStep(stacked, False)
+    for step in range(20):
+        if step == 2:  # taken up in mid-run, momentum and all
+            other = FusedStep(stacked)
+        for team in (one, other):
+            team.anneal(step // 10)
+            team(batch_number(step, tiny_data, tiny_teacher))
+    for a, b in zip(loop, stacked, strict=True):
+        for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+        torch.testing.assert_close(a.sums, b.sums, rtol=0, atol=1e-8)
+    x, chosen = batch_number(0, tiny_data, tiny_teacher).x, {*loop[1:4], *stacked[1:4]}
+    with torch.no_grad():
+        for p, q in zip(one.predict(x, chosen), other.predict(x, chosen), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-8)
+
+
+def test_batch_norm_students_are_not_fused():
+    assert not can_fuse([Trainee(Cell("resnet18", 2, s), TINY, 10, CPU) for s in (0, 1)])
+
+
+def test_a_pass_of_stacks_leaves_what_the_loop_leaves(make_run, monkeypatch):
+    """Two widths, a stack that is full, the student alone: rows in order, accuracies the same."""
+    cells = [replace(cell, width=width) for width in (4, 6) for cell in GRID]
+    cells += [Cell("cnn", 6, 0, lr=0.05)]
+    plain, fused = make_run("plain"), make_run("fused")
+    train_all(cells, plain)
+    monkeypatch.setattr(steps, "FUSES", {"cpu"})
+    monkeypatch.setattr(steps, "STACK", 3)
+    train_all(cells, fused)
+    rows = [read_rows(csv_path(run.out_dir)) for run in (plain, fused)]
+    assert list(rows[0].run_id) == list(rows[1].run_id) and rows[0].width.nunique() == 2
+    for figure in ("test_loss", "train_acc", "agreement", "teacher_kl"):
+        assert list(rows[1][figure]) == pytest.approx(list(rows[0][figure]), abs=1e-4)
+
+
+# ---------------------------------------------------------------- recorded and replayed
+
+
+class Tape:
+    """Stands for the capture of a CUDA graph: some steps to warm up, then `step` on every replay.
+
+    As a graph it does not notice what the step would read from elsewhere: everything a replay uses
+    is where it was at the recording.
+    """
+
+    def __init__(self):
+        self.recorded = self.replayed = 0
+
+    def __call__(self, step):
+        self.recorded += 1
+        for _ in range(graph.WARM_UP):
+            step()
+
+        def replay():
+            self.replayed += 1
+            step()
+
+        return replay
+
+
+RECORDED = {
+    "a stack": GRID,
+    "one CNN": GRID[:1],
+    "ResNets": [Cell("resnet18", 2, 0, "kd", a, 4.0, lr=0.05, teacher_seed=0) for a in (0.2, 0.8)],
+    "labels alone": [of_response("smooth", 0.1, 1.0)],
+}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("what", RECORDED)
+def test_a_recorded_step_leaves_the_same_bits(make_run, monkeypatch, what, momentum):
+    """Warm-up leaves no trace in weights, momentum, batch-norm statistics or sums."""
+    cells = RECORDED[what]
+    settings = replace(TINY, momentum=momentum, epochs=3, t_max=3)
+    monkeypatch.setattr(steps, "FUSES", {"cpu"})
+    eager = train_all(cells, make_run("eager", settings))
+    tape = Tape()
+    monkeypatch.setitem(steps.CAPTURE, "cpu", tape)
+    run = make_run("recorded", settings)
+    assert train_all(cells, run) == eager
+    assert tape.recorded == 1 and tape.replayed == 3 * 3  # the fourth batch of 4 images is not
+    figures = [read_rows(csv_path(make_run(n).out_dir)) for n in ("eager", "recorded")]
+    assert figures[0].train_acc.equals(figures[1].train_acc)
+    for chances in (2, 6, 9):  # stopped in mid-epoch, and recorded anew
+        stopped = make_run(f"stopped {chances}", settings, keeper=Countdown(chances))
+        with pytest.raises(Interrupted):
+            train(cells, cells, stopped)
+        stopped.keeper = Countdown(10**9)
+        assert train_all(cells, stopped) == eager
+
+
+def test_where_a_step_cannot_be_recorded_it_is_launched(make_run, monkeypatch, capsys):
+    def refuse(step):
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    eager = train_all(GRID, make_run("eager"))
+    monkeypatch.setitem(steps.CAPTURE, "cpu", refuse)
+    assert train_all(GRID, make_run("refused")) == eager
+    said = capsys.readouterr().err
+    assert said.count("cannot be recorded (operation not permitted") == 1 and "more" not in said
+
+
+def test_methods_on_activations_are_not_recorded(make_run, monkeypatch):
+    tape = Tape()
+    monkeypatch.setitem(steps.CAPTURE, "cpu", tape)
+    train_all([Cell("cnn", 4, 0, "sp", 0.5, beta=1.0, lr=0.05, teacher_seed=0)], make_run())
+    assert tape.recorded == 0
+
+
+# ---------------------------------------------------------------- a cell's own settings
+
+
+def test_own_settings_give_the_same_bits_alone_and_in_a_sweep(make_run):
+    """Learning rates, weight decays and widths in one pass, and the student alone beside them."""
+    cells = [replace(c, **own) for c in GRID[:2] for own in OWN]
+    cells += [replace(GRID[0], width=6), Cell("cnn", 4, 0, lr=0.3)]
+    together = train_all(cells, make_run("sweep"))
+    assert len(set(together.values())) == len(cells)
+    for cell in cells:
+        name = run_id(cell, TINY)
+        assert train_all([cell], make_run(name)) == {name: together[name]}
+
+
+@pytest.mark.parametrize(("last_batch", "count"), [("keep", 4), ("weigh", 4), ("drop", 3)])
+def test_the_last_batch(make_run, last_batch, count):
+    """Of 100 images in batches of 32 the last has 4."""
+    settings = replace(TINY, last_batch=last_batch)
+    run = make_run("out", settings)
+    trainee = Trainee(GRID[0], settings, 10, CPU)
+    pass_ = Steps([trainee], run, ddp=False)
+    assert pass_.count == count
+    views = epoch_views(0, 0, 100, CPU)
+    pass_.begin(0, views, run.teacher(gather(run.data.train, views)))
+    for step in range(pass_.count):
+        pass_.take(step)
+    assert trainee.sums[4] == (100 if count == 4 else 96)
+    suffix = "" if last_batch == "keep" else f"-last{last_batch}"
+    assert run_id(GRID[0], settings).endswith(f"b32{suffix}-lr0.05-tmax2")
+
+
+def test_a_weighed_last_batch_steps_as_far_as_its_share(make_run):
+    """Plain SGD over one epoch at a tiny rate, so that steps add up."""
+    moved = {}
+    for last_batch in ("keep", "weigh", "drop"):
+        settings = replace(TINY, last_batch=last_batch, epochs=1)
+        trainee = Trainee(replace(GRID[0], lr=1e-4), settings, 10, CPU)
+        first = trainee.model.head.bias.detach().clone()
+        pass_ = Steps([trainee], make_run("out", settings), ddp=False)
+        views = epoch_views(0, 0, 100, CPU)
+        pass_.begin(0, views, torch.zeros(100, 10))
+        for step in range(pass_.count):
+            pass_.take(step)
+        moved[last_batch] = (trainee.model.head.bias.detach() - first).double()
+    last = moved["keep"] - moved["drop"]  # what the last batch's whole step adds
+    torch.testing.assert_close(moved["weigh"] - moved["drop"], last * 4 / 32, rtol=1e-2, atol=1e-8)
+
+
+def test_nothing_left_by_a_dropped_batch_is_an_error(make_run):
+    settings = replace(TINY, last_batch="drop", batch_size=128)
+    with pytest.raises(UserError, match="leaves nothing of 100 images"):
+        train(GRID, GRID, make_run("out", settings))
+
+
+def test_a_small_last_batch_is_named_where_a_loss_diverges(make_run):
+    wild = replace(GRID[0], lr=1e30)
+    [line] = train([wild], [wild], make_run("keep"))
+    assert "lr 1e+30" in line and "on 4 images" in line and "--last-batch weigh" in line
+    [line] = train([wild], [wild], make_run("weigh", replace(TINY, last_batch="weigh")))
+    assert "last-batch" not in line
