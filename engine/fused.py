@@ -28,7 +28,7 @@ def can_fuse(trainees: list[Trainee]) -> bool:
 
 
 class FusedStep:
-    """One SGD step of all `trainees` at once: cells of one width, of one method and of none."""
+    """One SGD step of all `trainees` at once, cells of one width."""
 
     def __init__(self, trainees: list[Trainee]):
         self.trainees = trainees
@@ -46,8 +46,13 @@ class FusedStep:
         self.alpha = self._column(t.cell.alpha for t in trainees)
         self.weight = self._column(t.soft_weight for t in trainees)
         self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
-        self.method = next((t.method for t in trainees if t.method), None)
-        self.softened = torch.tensor([t.method is not None for t in trainees]).to(self.lr.device)
+        # Which cells have a soft loss, and which: method -> their places in the stack.
+        self.methods = {
+            method: torch.tensor([i for i, t in enumerate(trainees) if t.method is method]).to(
+                self.lr.device
+            )
+            for method in dict.fromkeys(t.method for t in trainees if t.method)
+        }
 
     def _column(self, values: Iterable[float]) -> Tensor:
         """A value a cell, [C]."""
@@ -103,10 +108,11 @@ class FusedStep:
         logits = self.logits(batch.x)  # [C, B, K]
         hard = torch.vmap(hard_loss, (0, None))(logits, batch.labels)  # [C]
         soft = torch.zeros_like(hard)
-        if self.method is not None:
-            loss = torch.vmap(self.method.loss, (0, None, None, 0))
-            soft = loss(logits, batch.logits, batch.labels, self.temperature)
-            soft = torch.where(self.softened, soft, 0)
+        for method, cells in self.methods.items():
+            loss = torch.vmap(method.loss, (0, None, None, 0))
+            mine = logits.index_select(0, cells), batch.logits, batch.labels
+            own = loss(*mine, self.temperature.index_select(0, cells))
+            soft = soft.index_copy(0, cells, own)
         loss = mix(hard, soft, self.alpha, self.weight)
         # No parameter is in two cells' losses.
         gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))

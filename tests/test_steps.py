@@ -37,7 +37,7 @@ def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
         of_response(method, a, t, **own) for a in (0.3, 0.9) for t in (1.0, 4.0) for own in OWN
     ]
     cells += [Cell("cnn", 4, 0), Cell("cnn", 4, 0, "none", 0.5)]
-    cells += [replace(cells[1], scale_t2=method == "kd")]
+    cells += [replace(cells[1], scale_t2=method == "kd"), of_response("smooth", 0.2, 1.0)]
     loop, stacked = ([Trainee(c, settings, 10, CPU) for c in cells] for _ in range(2))
     for trainee in [*loop, *stacked]:
         trainee.model.double()
