@@ -15,6 +15,7 @@ from engine.loop import train
 from engine.resume import Keeper, Run, clear
 from engine.rows import csv_path, machine, read_rows
 from engine.sheet import open_sheet
+from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from utils import UserError, check_writable, load_checkpoint
 
@@ -32,6 +33,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         check_writable(args.out_dir / name)
     taught = any(cell.taught for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
+    steps_in(len(data.train), settings)  # raises where there is none, before anything is made
     parallel.keep_freed_memory()  # from here on: what loading has freed is given back
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None

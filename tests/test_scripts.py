@@ -127,6 +127,26 @@ def test_other_students_and_several_seeds(flags, out):
     assert (rows[rows.role == "student"].model == "resnet18").all()
 
 
+def test_a_sweep_and_the_student_alone_in_one_pass(flags, out, tmp_path):
+    """Rows and bits are those of train_student.py and of one command a value."""
+    flags, own = [*flags, "--lr", 0.01, 0.03], ["--student-width", 4, 6]
+    assert script(distill.main, *flags, *own, "--alone", "--out-dir", out) == 0
+    rows = rows_of(out)
+    assert list(rows[rows.role == "student"].groupby(["width", "lr"]).size()) == [1] * 4
+    assert list(rows[rows.role == "distill"].groupby(["width", "lr"]).size()) == [1] * 4
+    assert set(rows[rows.role != "teacher"].cells) == {8}
+    for width in (4, 6):
+        assert script(train_student.main, *flags, "--width", width, "--out-dir", tmp_path) == 0
+    assert weights(tmp_path).items() <= weights(out).items() and len(weights(tmp_path)) == 4
+
+
+def test_label_smoothing_asks_no_teacher(flags, tmp_path):
+    argv = [*flags, "--method", "smooth", "--alpha", 0.1, "--out-dir", tmp_path]
+    assert script(distill.main, *argv) == 0
+    [row] = rows_of(tmp_path).itertuples()
+    assert row.role == "student" and row.Index.startswith("cnn-smooth-a0.1-s0-")
+
+
 def test_val_size_adds_its_columns(flags, tmp_path):
     flags = [*flags, "--val-size", 10, "--out-dir", tmp_path]
     assert script(train_student.main, *flags) == 0
@@ -221,6 +241,7 @@ def one_line(capsys) -> str:
         (["--device", "meta"], "--device"),
         (["--beta", "2"], "--beta"),
         (["--method", "none", "--scale-t2"], "--scale-t2"),
+        (["--last-batch", "drop", "--batch-size", "100"], "leaves nothing of 60 images"),
     ],
 )
 def test_bad_flags(flags, out, capsys, argv, says):
