@@ -161,7 +161,8 @@ class Unfinished:
             "teacher": run.teacher.sha if self.taught else "none",
             "data": run.data.fingerprint,
             "device": run.device.type,
-            "threads": torch.get_num_threads(),
+            # On a GPU they have no part in the numbers, and a node with other cores may go on.
+            "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
             "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
             **asdict(run.settings),

@@ -13,7 +13,7 @@ from engine import teacher as teacher_module
 from engine.cells import Cell, run_id
 from engine.loop import train
 from engine.measure import calibration_error
-from engine.resume import Keeper, claim, clear, folder_of, load_state, save_state
+from engine.resume import Keeper, Unfinished, claim, clear, folder_of, load_state, save_state
 from engine.rows import csv_path, read_rows
 from engine.trainee import Batch, Trainee, cosine_lr, student_step
 from losses import METHODS
@@ -172,6 +172,18 @@ def test_a_mended_loss_does_not_go_on_from_the_old_ones_weights(make_run, monkey
     run.keeper = Keeper(1e9)
     with pytest.raises(UserError, match="code .*, now 1"):
         train(GRID, GRID, run)
+
+
+def test_threads_are_part_of_a_run_on_the_cpu_only(make_run, monkeypatch):
+    """On a GPU a node with other cores may go on."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        state = Unfinished(GRID, [], make_run("out", device=torch.device(device)), False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+        saved = state.basis()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        found[device] = state.other_basis(saved)
+    assert found == {"cpu": ["threads 8, now 2"], "cuda": []}
 
 
 def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
