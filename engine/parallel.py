@@ -49,10 +49,7 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
         reason = str(error).splitlines()[0]
         problem = f"cannot use --device {device} ({reason}): try cpu or cuda"
         raise OwnError(f"{problem}, or fewer ranks" if local_rank else problem) from None
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32; bfloat16 is --amp's to choose
+    prepare(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks(), chosen
     backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -60,6 +57,20 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
     # torchrun itself notices a dead one.
     dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     return Ranks(dist.get_rank(), dist.get_world_size()), chosen
+
+
+def prepare(device: torch.device) -> None:
+    """Set torch up for training on `device`; on the CPU nothing is to be done.
+
+    On a GPU: cudnn tries its kernels and keeps the fastest, float32 stays float32, and `device`, if
+    it has a number, becomes the current one. For whoever does without `start`, as a benchmark does.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # lower precision is --amp's to choose
+    if device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:

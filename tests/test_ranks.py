@@ -8,10 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
+from engine.parallel import prepare
 from engine.resume import load_state
 from engine.rows import csv_path, read_rows
 
@@ -147,6 +149,18 @@ def test_killed_at_any_moment_nothing_is_lost():
     done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert "4 times the same bits and every row once" in done.stdout
+
+
+def test_a_gpu_is_prepared_with_and_without_its_number(monkeypatch):
+    """set_device refuses a device without one, and torch.device("cuda") has none."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    for device in ("cuda", "cuda:1"):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        prepare(torch.device(device))
+        assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+    assert current == ["cuda:1"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
