@@ -27,6 +27,10 @@ from engine.teacher import Teacher
 from engine.trainee import Trainee
 from utils import ROOT, Interrupted, UserError, check_writable, checksum, remove_tree, write_atomic
 
+# Under DDP the ranks agree on signals at one in so many chances to save. It takes an all-reduce and
+# has the host wait for the GPU: too much for every step.
+AGREE_EVERY = 20
+
 
 class Keeper:
     """Says when to save: about every `seconds`, and at once after Ctrl-C or SIGTERM.
@@ -48,15 +52,15 @@ class Keeper:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
-    def due(self) -> bool:
-        """Whether the state should be saved now."""
-        return bool(self.signal) or time.monotonic() - self.last >= self.seconds
+    def due(self, told: int) -> bool:
+        """Whether the state should be saved now; `told` is the signal to obey, or 0."""
+        return bool(told) or time.monotonic() - self.last >= self.seconds
 
-    def saved(self) -> None:
+    def saved(self, told: int) -> None:
         """The state is safe. Raises Interrupted where a signal asked to stop."""
         self.last = time.monotonic()
-        if self.signal:
-            raise Interrupted(128 + self.signal)
+        if told:
+            raise Interrupted(128 + told)
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Unfinished:
         self.trainees, self.run, self.ddp = trainees, run, ddp
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
+        self.chances = 0
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all tries."""
@@ -111,10 +116,15 @@ class Unfinished:
 
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
-        run, keeper = self.run, self.run.keeper
-        if self.ddp:  # all leave at the same step, or one would wait for the others
-            keeper.signal = largest(run.ranks, keeper.signal, run.device)
-        if not keeper.due():
+        run, keeper, told = self.run, self.run.keeper, self.run.keeper.signal
+        if self.ddp:
+            self.chances += 1
+            if self.chances % AGREE_EVERY:
+                return
+            # All leave at the same step, or one would wait for the others. A signal that comes
+            # while they agree is for the next time; where there is none, the run finishes.
+            told = largest(run.ranks, told, run.device)
+        if not keeper.due(told):
             return
         if run.ranks.lead or not self.ddp:
             content = {
@@ -123,7 +133,7 @@ class Unfinished:
                 "seconds": self.elapsed(),
             }
             save_state(self.folder / f"rank{run.ranks.rank}.state", content)
-        keeper.saved()
+        keeper.saved(told)
 
     def restore(self) -> None:
         """Take up what an earlier try saved, on however many ranks.

@@ -46,11 +46,11 @@ class Countdown(Keeper):
     def __init__(self, chances: int):
         self.chances, self.signal, self.seconds = chances, 0, 1e9
 
-    def due(self) -> bool:
+    def due(self, told: int) -> bool:
         self.chances -= 1
         return self.chances <= 0
 
-    def saved(self) -> None:
+    def saved(self, told: int) -> None:
         raise Interrupted(130)
 
 

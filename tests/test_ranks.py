@@ -13,9 +13,11 @@ from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
+from engine import resume
 from engine.parallel import prepare
-from engine.resume import load_state
+from engine.resume import AGREE_EVERY, Unfinished, load_state
 from engine.rows import csv_path, read_rows
+from utils import Interrupted
 
 COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
 COMMON += ["--epochs", "2", "--lr", "0.01"]
@@ -96,19 +98,47 @@ utils.run_script(train_teacher.main)
 """
 
 
-def test_data_parallel_ranks_leave_together_when_one_is_told_to(flags, tmp_path):
-    """Otherwise one would wait in its step for one that has left, and nobody would have saved."""
-    argv = [*flags, "--model", "cnn", "--width", 4, "--save-seconds", 1000]
+@pytest.mark.parametrize("epochs", [2, 6])
+def test_data_parallel_ranks_leave_together_when_one_is_told_to(flags, tmp_path, epochs):
+    """Otherwise one would wait in its step for one that has left, and nobody would have saved.
+
+    An epoch has six steps and a record, each a chance to save; the ranks agree at the 20th. So the
+    run of two epochs ends before they can, and that of six leaves in the third.
+    """
+    argv = [*flags, "--model", "cnn", "--width", 4, "--save-seconds", 1000, "--epochs", epochs]
     torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "whole")
     argv += ["--out-dir", tmp_path / "out"]
     stopped = tmp_path / "stopped.py"
     stopped.write_text(STOPPED.format(root=str(ROOT)))
-    assert command(*TORCHRUN, 2, stopped, *argv).returncode != 0
-    [folder] = tmp_path.glob("out/checkpoints/unfinished/*")
-    [state] = load_state(folder / "rank0.state")["cells"].values()
-    assert (state["epoch"], state["step"]) == (0, 5)
-    torchrun(2, "train_teacher.py", *argv)
+    done = command(*TORCHRUN, 2, stopped, *argv)
+    if epochs == 2:
+        assert done.returncode == 0, done.stderr
+        assert not list(tmp_path.glob("out/checkpoints/unfinished/*"))
+    else:
+        assert done.returncode != 0
+        [folder] = tmp_path.glob("out/checkpoints/unfinished/*")
+        [state] = load_state(folder / "rank0.state")["cells"].values()
+        assert (state["epoch"], state["step"]) == (2, 6)
+        torchrun(2, "train_teacher.py", *argv)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_signal_while_ranks_agree_is_for_the_next_time(make_run, monkeypatch):
+    """It must neither be lost nor have this rank leave alone, which the others know nothing of."""
+    run = make_run("out", seconds=0)
+    state, calls = Unfinished([], [], run, ddp=True), []
+
+    def agreeing(ranks, number, device):
+        calls.append(number)
+        run.keeper.signal = signal.SIGTERM
+        return number
+
+    monkeypatch.setattr(resume, "largest", agreeing)
+    for _ in range(2 * AGREE_EVERY - 1):
+        state.save_if_due()
+    with pytest.raises(Interrupted) as stop:
+        state.save_if_due()
+    assert calls == [0, signal.SIGTERM] and stop.value.status == 128 + signal.SIGTERM
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
