@@ -15,12 +15,13 @@
 #   FLAGS TEACHER_FLAGS                 flags for every script, and after them for the teacher's
 #   RANKS                               processes that share a grid out
 # A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+# shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 cd "$(dirname "$0")"
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-QUICK= ABLATION= RESNET_FLAGS=
+QUICK='' ABLATION='' RESNET_FLAGS='' THREADS='' failed=0
 for option in "$@"; do
     case "$option" in
     --quick) QUICK=1 ;;
@@ -47,8 +48,20 @@ fi
 NEEDS=requirements.txt
 . ./setup.sh
 
-GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-THREADS=
+# Counted are the GPUs that the scripts will use: the driver may have some that torch is too new for.
+count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
+case " $(echo $FLAGS | tr '=' ' ') " in
+*" --device cpu "*) GPUS=0 ;;
+*" --device cuda:"*) GPUS=1 ;;
+*)
+    GPUS=$("$PYTHON" -c "$count")
+    if [ "$GPUS" = 0 ] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+        echo "error: nvidia-smi lists a GPU that torch cannot use: install a newer driver, or a torch for
+this one (https://pytorch.org). If you mean the CPU: FLAGS=\"${FLAGS:+$FLAGS }--device cpu\" sh exp.sh $*" >&2
+        exit 2
+    fi
+    ;;
+esac
 if [ "$GPUS" -gt 0 ]; then
     : "${RANKS:=$GPUS}"
 else
@@ -58,14 +71,14 @@ else
     : "${RANKS:=$((cores < 4 ? cores : 4))}"
     THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
     [ -n "$QUICK" ] || cat >&2 <<'NOTE'
-No GPU found: this runs on the CPU. On two cores an epoch of the ResNet-18 teacher on all of CIFAR-10
-took 5 to 13 minutes, so the full protocol takes days. `sh exp.sh --quick` shows the same pipeline in
-minutes; EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run on the real images.
+This runs on the CPU. On two cores an epoch of the ResNet-18 teacher on all of CIFAR-10 took 5 to 13
+minutes, so the full protocol takes days. `sh exp.sh --quick` shows the same pipeline in minutes;
+EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run on the real images.
 NOTE
 fi
 
 # Say on stderr what begins; at the end, how long each part took.
-doing= times=
+doing='' times=''
 part() {
     now=$(date +%s)
     [ -z "$doing" ] || times="$times
@@ -76,10 +89,6 @@ part() {
 
 common="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS"
 students="$common --t-max $T_MAX $FLAGS"
-failed=0
-
-# The lists in $-variables are meant to be split into words throughout.
-# shellcheck disable=SC2086
 
 # A run that went wrong by itself (a loss that became non-finite, say) has said so in a line, and is
 # no reason to leave the other runs undone. Ctrl-C and signals end the script.
