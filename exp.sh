@@ -18,8 +18,16 @@
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 cd "$(dirname "$0")"
-trap 'exit 130' INT
-trap 'exit 143' TERM
+
+pids='' # of what runs in the background
+leave() { # with a status, after what runs in the background, which saves first
+    trap '' INT TERM
+    kill $pids 2>/dev/null || true
+    wait
+    exit "$1"
+}
+trap 'leave 130' INT
+trap 'leave 143' TERM
 
 QUICK='' ABLATION='' RESNET_FLAGS='' THREADS='' failed=0
 for option in "$@"; do
@@ -95,34 +103,48 @@ students="$common --t-max $T_MAX $FLAGS"
 try() {
     "$@" || {
         status=$?
-        [ "$status" -le 2 ] || exit "$status"
+        [ "$status" -le 2 ] || leave "$status"
         failed=2
     }
 }
 
+spread() { # over so many processes: a script and its flags
+    ranks=$1 && shift
+    if [ "$ranks" = 1 ]; then
+        "$PYTHON" "$@"
+    else
+        OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m torch.distributed.run --standalone \
+            --nproc-per-node "$ranks" "$@"
+    fi
+}
+
 grid() { # flags of distill.py: one pass, or cell by cell
     if [ -n "$LOOP" ]; then
-        for seed in $SEEDS; do
-            for alpha in $ALPHAS; do
-                for temperature in $TEMPERATURES; do
-                    try "$PYTHON" distill.py $THREADS $students --seed $seed --alpha $alpha \
-                        --temperature $temperature "$@"
-                done
-            done
-        done
-    elif [ "$RANKS" = 1 ]; then
-        try "$PYTHON" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
-            --temperature $TEMPERATURES "$@"
+        for seed in $SEEDS; do for alpha in $ALPHAS; do for temperature in $TEMPERATURES; do
+            try "$PYTHON" distill.py $THREADS $students --seed $seed --alpha $alpha \
+                --temperature $temperature "$@"
+        done; done; done
     else
-        try env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
-            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
-            distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
+        try spread "$RANKS" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
             --temperature $TEMPERATURES "$@"
     fi
 }
 
+resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in the background
+    set -- distill.py $students $RESNET_FLAGS --student resnet18 --seed $seed \
+        --alpha "$1" --temperature "$2"
+    if [ "$GPUS" -gt 1 ]; then
+        # RANK as under torchrun: after the terminal's Ctrl-C that of `leave` is not a second one.
+        CUDA_VISIBLE_DEVICES=${gpus%%,*} RANK=0 "$PYTHON" "$@" &
+        pids="$pids $!" gpus=${gpus#*,}
+    else
+        try "$PYTHON" "$@"
+    fi
+}
+
 part "teacher"
-"$PYTHON" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+
 part "student alone"
 try "$PYTHON" train_student.py $students --seed $SEEDS
 
@@ -139,10 +161,12 @@ if [ -n "$ABLATION" ]; then
     grid --method none
 fi
 for seed in $RESNET_SEEDS; do
-    resnet="$students $RESNET_FLAGS --student resnet18 --seed $seed"
     part "ResNet-18 students, seed $seed"
-    try "$PYTHON" distill.py $resnet --alpha 0.5 --temperature 10
-    try "$PYTHON" distill.py $resnet --alpha 0.9 --temperature 5
+    gpus=${CUDA_VISIBLE_DEVICES:-0,1}
+    resnet 0.5 10
+    resnet 0.9 5
+    for pid in $pids; do try wait "$pid"; done
+    pids=''
 done
 
 part "report"

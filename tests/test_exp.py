@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ SMI = """#!/bin/sh
 i=0
 while [ $i -lt "$CARDS" ]; do echo "GPU $i: a card (UUID: GPU-$i)"; i=$((i + 1)); done
 """
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
 @pytest.fixture
@@ -84,6 +86,14 @@ def lines(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+def wait_for(test) -> None:
+    for _ in range(1000):
+        if test():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come")
+
+
 # ---------------------------------------------------------------- which GPUs there are
 
 
@@ -115,3 +125,61 @@ def test_one_gpu_or_one_that_is_named(exp):
         assert status == 0 and "CPU" not in err
         assert all(line.startswith("gpu all: ") for line in ran)
         assert not any("torch.distributed" in line or "--threads" in line for line in ran)
+
+
+# ---------------------------------------------------------------- several GPUs
+
+
+def test_all_gpus_train_the_teacher_and_share_the_grid(exp):
+    status, ran, _, _ = exp(3, TEACHER_FLAGS="--width 8")
+    assert status == 0
+    assert ran[0].startswith(f"gpu all: {TORCHRUN} 3 train_teacher.py") and "--width 8" in ran[0]
+    assert ran[2].startswith(f"gpu all: {TORCHRUN} 3 distill.py") and "--seed 0 1" in ran[2]
+
+
+@pytest.mark.parametrize(("visible", "first", "second"), [(None, "0", "1"), ("5,3,2", "5", "3")])
+def test_the_resnet_students_run_side_by_side(start, tmp_path, visible, first, second):
+    """Each waits here until both are there, so one after the other would never end."""
+    env = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    process = start(3, WAITS="--student resnet18", RESNET_SEEDS="7", **env)
+    wait_for(lambda: sum("resnet18" in line for line in lines(tmp_path)) == 2)
+    pair = sorted(line for line in lines(tmp_path) if "resnet18" in line)
+    assert sorted(line.split(":")[0] for line in pair) == sorted([f"gpu {first}", f"gpu {second}"])
+    assert {line.split("--seed 7 ")[1] for line in pair} == {
+        "--alpha 0.5 --temperature 10",
+        "--alpha 0.9 --temperature 5",
+    }
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    saved = [line for line in lines(tmp_path) if line.startswith("saved: ")]
+    assert len(saved) == 2  # and it has waited for them
+    assert (
+        sum("output of distill.py" in line and "resnet18" in line for line in out.split("\n")) == 2
+    )
+
+
+def test_a_term_ends_both_students(start, tmp_path):
+    process = start(2, WAITS="--student resnet18")
+    wait_for(lambda: sum("resnet18" in line for line in lines(tmp_path)) == 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_student_that_diverges_stops_no_other(exp, gpus):
+    status, ran, _, _ = exp(
+        gpus, FAILS="--alpha 0.5 --temperature 10", STATUS="2", RESNET_SEEDS="0 1"
+    )
+    assert status == 2
+    assert sum("resnet18" in line for line in ran) == 4 and "summarize.py" in ran[-1]
+
+
+def test_a_student_that_is_killed_ends_the_script_and_its_neighbour(start, tmp_path):
+    env = {"FAILS": "--alpha 0.5 --temperature 10", "STATUS": "137"}
+    process = start(2, WAITS="--alpha 0.9 --temperature 5", **env)
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    # Its neighbour is not at it any more, or it would have had the pipe open.
+    assert not any("summarize.py" in line for line in lines(tmp_path))
