@@ -4,7 +4,7 @@
 #   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
 #   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
 #   sh exp.sh --ablation     also the soft loss times T^2, and the hard loss x (1 - alpha) alone
-#   LOOP=1 sh exp.sh         the grid cell by cell instead of in one pass; the same rows on a CPU
+#   LOOP=1 sh exp.sh         cell by cell instead of in one pass; the same rows on a CPU
 #
 # The environment narrows or widens it:
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta
@@ -145,14 +145,18 @@ resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in 
 part "teacher"
 spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
 
-part "student alone"
-try "$PYTHON" train_student.py $students --seed $SEEDS
-
+alone=--alone # in the first grid's pass
+if [ -n "$LOOP" ]; then
+    part "student alone"
+    try "$PYTHON" train_student.py $students --seed $SEEDS
+    alone=''
+fi
 for method in $METHODS; do
     betas=
     case "$method" in *:*) betas="--beta $(echo "${method#*:}" | tr , ' ')" ;; esac
-    part "grid, $method"
-    grid --method "${method%%:*}" $betas
+    part "${alone:+student alone and }grid, $method"
+    grid --method "${method%%:*}" $betas $alone
+    alone=''
 done
 if [ -n "$ABLATION" ]; then
     part "grid, kd x T^2"

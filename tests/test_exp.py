@@ -34,6 +34,7 @@ SMI = """#!/bin/sh
 i=0
 while [ $i -lt "$CARDS" ]; do echo "GPU $i: a card (UUID: GPU-$i)"; i=$((i + 1)); done
 """
+ALONE = "train_student.py"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
@@ -134,7 +135,7 @@ def test_all_gpus_train_the_teacher_and_share_the_grid(exp):
     status, ran, _, _ = exp(3, TEACHER_FLAGS="--width 8")
     assert status == 0
     assert ran[0].startswith(f"gpu all: {TORCHRUN} 3 train_teacher.py") and "--width 8" in ran[0]
-    assert ran[2].startswith(f"gpu all: {TORCHRUN} 3 distill.py") and "--seed 0 1" in ran[2]
+    assert ran[1].startswith(f"gpu all: {TORCHRUN} 3 distill.py") and "--seed 0 1" in ran[1]
 
 
 @pytest.mark.parametrize(("visible", "first", "second"), [(None, "0", "1"), ("5,3,2", "5", "3")])
@@ -183,3 +184,21 @@ def test_a_student_that_is_killed_ends_the_script_and_its_neighbour(start, tmp_p
     assert process.returncode == 137
     # Its neighbour is not at it any more, or it would have had the pipe open.
     assert not any("summarize.py" in line for line in lines(tmp_path))
+
+
+# ---------------------------------------------------------------- the student alone
+
+
+def test_the_student_alone_is_in_the_first_grids_pass(exp):
+    status, ran, _, err = exp(1, "--ablation", METHODS="sp:30,300 kd")
+    assert status == 0 and not any(ALONE in line for line in ran)
+    assert [" --alone" in line for line in ran[1:5]] == [True, False, False, False]
+    assert "--method sp --beta 30 300" in ran[1] and "--method kd" in ran[2]
+    assert "== student alone and grid, sp:30,300\n" in err and "== grid, kd\n" in err
+
+
+def test_cell_by_cell_it_is_trained_by_itself(exp):
+    status, ran, _, err = exp(1, LOOP="1", RESNET_SEEDS="")
+    assert status == 0 and not any("--alone" in line for line in ran)
+    assert [ALONE in line for line in ran] == [False, True, False, False, False, False, False]
+    assert "== student alone\n" in err
