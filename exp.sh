@@ -22,6 +22,7 @@ cd "$(dirname "$0")"
 pids='' # of what runs in the background
 leave() { # with a status, after what runs in the background, which saves first
     trap '' INT TERM
+    [ -z "$pids" ] || sleep 1 # one just forked still has this shell's traps, and would lose it
     kill $pids 2>/dev/null || true
     wait
     exit "$1"
