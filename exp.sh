@@ -45,7 +45,7 @@ done
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS:=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
-    : "${FLAGS:=--train-size 1000 --batch-size 32 --lr 0.02 --momentum 0.9}"
+    : "${FLAGS:=--train-size 1000 --batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9}"
     : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 20}"
     RESNET_FLAGS="--student-width 8 --epochs 5 --t-max 5"
 fi
@@ -64,7 +64,8 @@ case " $(echo $FLAGS | tr '=' ' ') " in
 *" --device cuda:"*) GPUS=1 ;;
 *)
     GPUS=$("$PYTHON" -c "$count")
-    if [ "$GPUS" = 0 ] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    if [ "$GPUS" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && # '' hides them on purpose
+        nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "error: nvidia-smi lists a GPU that torch cannot use: install a newer driver, or a torch for
 this one (https://pytorch.org). If you mean the CPU: FLAGS=\"${FLAGS:+$FLAGS }--device cpu\" sh exp.sh $*" >&2
         exit 2
@@ -149,7 +150,7 @@ spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
 alone=--alone # in the first grid's pass
 if [ -n "$LOOP" ]; then
     part "student alone"
-    try "$PYTHON" train_student.py $students --seed $SEEDS
+    try "$PYTHON" train_student.py $THREADS $students --seed $SEEDS
     alone=''
 fi
 for method in $METHODS; do
