@@ -1,5 +1,7 @@
 """The teacher, loaded from its checkpoint alone."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +33,26 @@ class Teacher:
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
         """uint8 [n, 3, 32, 32] to float32 logits [n, K], normalised as the teacher was trained."""
         x = normalise(pixels, self.mean, self.std)
-        with autocast(self.model, x.device, self.amp):
+        with same_kernels(), autocast(self.model, x.device, self.amp):
             if not stages:
                 return self.model(x).float()
             logits, named = self.model(x, stages=True)
         return logits.float(), {name: stage.float() for name, stage in named.items()}
+
+
+@contextlib.contextmanager
+def same_kernels() -> Iterator[None]:
+    """cuDNN's convolutions as every process chooses them, not as a trial of their speed would.
+
+    Otherwise two commands could differ in the last bit, and a sheet would be of use to neither.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> Teacher:

@@ -225,3 +225,17 @@ def test_two_grids_at_once_end_as_one_after_another(tmp_path):
         assert weights(tmp_path / name) == weights(tmp_path / f"{name}2")
         one, two = (read_rows(csv_path(tmp_path / n)).test_loss for n in (name, f"{name}2"))
         assert one.equals(two)
+
+
+def test_the_teacher_is_asked_with_the_kernels_of_every_process(tiny_teacher, monkeypatch):
+    """Chosen by a trial of their speed, as students' are on a GPU, they could differ by command."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    seen = []
+    watched = tiny_teacher.model.register_forward_hook(
+        lambda *_: seen.append((cudnn.benchmark, cudnn.deterministic))
+    )
+    for stages in (False, True):
+        tiny_teacher(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), stages=stages)
+    watched.remove()
+    assert seen == [(False, True)] * 2 and (cudnn.benchmark, cudnn.deterministic) == (True, False)
