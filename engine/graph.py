@@ -31,13 +31,26 @@ def record(
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Capture `step` on the current CUDA device, after a warm-up."""
+    here = torch.cuda.current_stream()
     side = torch.cuda.Stream()  # capture wants what it captures to have run on another stream
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
+    side.wait_stream(here)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+    finally:  # half a warm-up too has launched kernels, and its traces are about to be removed
+        here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    finally:  # where the capture fails, torch leaves its own stream the current one
+        torch.cuda.set_stream(here)
     return graph.replay
+
+
+def reason(error: BaseException) -> str:
+    """Why a recording failed, in a line: the first error, not those that closing it raised."""
+    while error.__context__:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from datasets.views import Views, gather, normalise
 from engine import measure
 from engine.cells import Settings
 from engine.fused import FusedStep, can_fuse
-from engine.graph import cuda_graph, record
+from engine.graph import cuda_graph, reason, record
 from engine.parallel import total
 from engine.resume import Run
 from engine.trainee import Batch, Trainee, student_step
@@ -141,8 +141,8 @@ class Steps:
         try:
             self.replay = record(self._whole_batch, self._tensors, self.capture)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            note(f"this step cannot be recorded ({reason}): its kernels are launched one by one")
+            why = reason(error)
+            note(f"this step cannot be recorded ({why}): its kernels are launched one by one")
             self.capture = None
         return self.replay is not None
 

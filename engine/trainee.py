@@ -148,6 +148,12 @@ class Trainee:
         if self.regressor is not None:
             self.regressor.load_state_dict(state["regressor"])
         self.optimiser.load_state_dict(state["optimiser"])
+        # A stack's momentum is laid out in another way than a lone cell's weights, and on a GPU
+        # torch's SGD takes the two in one layout alone.
+        for parameter, own in self.optimiser.state.items():
+            if own.get("momentum_buffer") is not None:
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                own["momentum_buffer"] = buffer.copy_(own["momentum_buffer"])
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
 

@@ -1,13 +1,19 @@
 """How steps are taken: stacked as in the loop, recorded as launched, settings of a cell's own."""
 
+import contextlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, GRID, TINY, Countdown, of_response, train_all
 from method_inputs import RESPONSE
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from datasets.views import epoch_views, gather, normalise
+from datasets.views import Split, epoch_views, gather, normalise
 from engine import graph, steps
 from engine.cells import Cell, run_id
 from engine.fused import FusedStep, can_fuse
@@ -57,6 +63,22 @@ def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
     with torch.no_grad():
         for p, q in zip(one.predict(x, chosen), other.predict(x, chosen), strict=True):
             torch.testing.assert_close(p, q, rtol=0, atol=1e-8)
+
+
+def test_momentum_from_a_stack_is_laid_out_as_a_lone_cell_s_weights(tiny_data, tiny_teacher):
+    """As when two ranks go on from what one has saved: torch's fused SGD refuses two layouts."""
+    settings = replace(TINY, momentum=0.9)
+    stacked = [Trainee(cell, settings, 10, CPU) for cell in GRID]
+    team = FusedStep(stacked)
+    batch = batch_number(0, tiny_data, tiny_teacher)
+    team(replace(batch, x=batch.x.float(), logits=batch.logits.float()))
+    lone = Trainee(GRID[0], settings, 10, CPU)
+    lone.load(stacked[0].state())
+    for p, q in zip(lone.model.parameters(), stacked[0].model.parameters(), strict=True):
+        own, other = (
+            t.optimiser.state[w]["momentum_buffer"] for t, w in ((lone, p), (stacked[0], q))
+        )
+        assert own.stride() == p.stride() and torch.equal(own, other) and own.any()
 
 
 def test_batch_norm_students_are_not_fused():
@@ -136,8 +158,11 @@ def test_a_recorded_step_leaves_the_same_bits(make_run, monkeypatch, what, momen
 
 def test_where_a_step_cannot_be_recorded_it_is_launched(make_run, monkeypatch, capsys):
     def refuse(step):
-        step()
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        try:
+            step()
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        finally:
+            raise RuntimeError("the capture is invalid")  # as the end of a CUDA graph's does
 
     eager = train_all(GRID, make_run("eager"))
     monkeypatch.setitem(steps.CAPTURE, "cpu", refuse)
@@ -151,6 +176,88 @@ def test_methods_on_activations_are_not_recorded(make_run, monkeypatch):
     monkeypatch.setitem(steps.CAPTURE, "cpu", tape)
     train_all([Cell("cnn", 4, 0, "sp", 0.5, beta=1.0, lr=0.05, teacher_seed=0)], make_run())
     assert tape.recorded == 0
+
+
+class Watch(TorchDispatchMode):
+    """Fails at what a CUDA graph cannot record: the host reading a value or handing over memory.
+
+    What the host makes (torch.tensor of a list) shows on the CPU, what it copies on another device.
+    """
+
+    READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        places = tree_leaves(args[1]) if name in ("index", "index_put", "index_put_") else []
+        masked = any(p.dtype in (torch.bool, torch.uint8) for p in places if p is not None)
+        assert name not in self.READS and not masked, f"{name} waits for the device"
+        found = func(*args, **kwargs or {})
+        tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:  # a number may go along, as an argument
+            numbers = all(t.ndim == 0 for t in tensors if t.device == CPU)
+            assert numbers and name not in ("_to_copy", "copy_"), f"{name} copies from the host"
+        return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("what", [*RECORDED, "all methods"])
+def test_a_recorded_step_asks_for_no_value_and_takes_no_tensor_from_the_host(
+    make_run, monkeypatch, what, device
+):
+    cells = RECORDED.get(what) or [of_response(method, 0.5, 4.0) for method in RESPONSE]
+    device = torch.device(device)
+    monkeypatch.setattr(steps, "FUSES", {device.type})
+    if device.type == "meta":  # which has no autocast
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    settings = replace(TINY, momentum=0.9)
+    run = make_run("out", settings, device=device)
+    train = run.data.train
+    run.data = replace(run.data, train=Split(train.padded.to(device), train.labels.to(device)))
+    pass_ = Steps([Trainee(cell, settings, 10, device) for cell in cells], run, ddp=False)
+    pass_.begin(0, epoch_views(0, 0, 100, device), torch.zeros(100, 10, device=device))
+    pass_._whole_batch()  # the warm-up, in which constants come to be
+    with Watch():
+        pass_._whole_batch()
+
+
+HOST = {
+    "a value": lambda x: x.sum().item(),
+    "a branch": lambda x: 1 if x.sum() > 0 else 0,
+    "a mask": lambda x: x[x > 0],
+    "places by value": lambda x: x.nonzero(),
+    "a list": lambda x: x + torch.tensor([1.0, 2.0]),
+    "NumPy's memory": lambda x: x + torch.from_numpy(np.ones(2)),
+    "a copy": lambda x: torch.empty(2, device="meta").copy_(x),
+    "a number's copy": lambda x: torch.ones(()).to("meta"),
+}
+
+
+@pytest.mark.parametrize("what", HOST)
+def test_the_watch_sees(what):
+    with pytest.raises(AssertionError, match="waits for the device|copies from the host"), Watch():
+        HOST[what](torch.ones(2))
+
+
+@pytest.mark.parametrize("what", RECORDED)
+def test_a_step_leaves_no_graph_of_gradients(make_run, monkeypatch, what):
+    """One that lived on would belong to the stream of its step, and spoil the recording of one."""
+    monkeypatch.setattr(steps, "FUSES", {"cpu"})
+    trainees = [Trainee(cell, TINY, 10, CPU) for cell in RECORDED[what]]
+    pass_ = Steps(trainees, make_run(), ddp=False)
+    pass_.begin(0, epoch_views(0, 0, 100, CPU), torch.zeros(100, 10))
+    leaves = [p for t in trainees for p in t.model.parameters()]
+    leaves += [p for team in pass_.teams for p in getattr(team, "stacks", {}).values()]
+
+    def nodes():
+        return [get_gradient_edge(leaf).node for leaf in leaves]
+
+    marked = nodes()
+    for node in marked:  # alive while the step uses them, and for as long as it does
+        node.metadata["of a step"] = True
+    pass_.take(0)
+    assert all("of a step" in node.metadata for node in nodes())
+    del marked, node
+    assert not any("of a step" in node.metadata for node in nodes())
 
 
 # ---------------------------------------------------------------- a cell's own settings
