@@ -95,7 +95,7 @@ def stop() -> None:
 
 def share(ranks: Ranks, item: Any) -> list[Any]:
     """Everyone's `item`, in rank order, at everyone's."""
-    if ranks.world == 1:
+    if not dist.is_initialized():  # one of one
         return [item]
     items = [None] * ranks.world
     dist.all_gather_object(items, item)
@@ -110,7 +110,7 @@ def total(part: Tensor) -> Tensor:
 
 def largest(ranks: Ranks, number: int, device: torch.device) -> int:
     """The largest of everyone's numbers, at everyone's."""
-    if ranks.world == 1:
+    if not dist.is_initialized():
         return number
     found = torch.tensor(number, device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
