@@ -1,0 +1,150 @@
+"""The fair trial's sides: what each of them tries, and how one of it is chosen. See docs/trial.md.
+
+A side is a way to train the student. Each tries the same number of configurations and is chosen
+from by the same rule, on held-out images alone.
+"""
+
+from collections.abc import Iterable
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from engine.cells import Cell
+from losses import METHODS
+
+BUDGET = 60  # configurations that a side tries
+KEEP = 6  # of them go on to the final
+SEARCH_SEEDS, FINAL_SEEDS = (0,), (0, 1, 2)
+FIRST_FRESH = 10  # seeds from here on measure, and have chosen nothing
+FRESH = 10  # how many of those, unless said otherwise
+SAME_TEACHER = 1  # the seed of a teacher that was trained on the student's very images
+
+MAIN = ("alone", "smooth", "kd")
+KD_SAME = "kd-same"  # kd, taught by SAME_TEACHER
+
+
+class Config(NamedTuple):
+    """One configuration of a side: what of a cell is not its place, seed or teacher."""
+
+    lr: float
+    weight_decay: float = 0.0
+    alpha: float = 0.0
+    temperature: float | None = None
+    scale_t2: bool = False
+    beta: float | None = None
+
+
+# Two lists of learning rates with the same ends: a side with less else to tune has more of them.
+FINE = (0.0125, 0.025, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.28, 0.4)
+DOUBLING = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+DECAYS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01)
+FEW_DECAYS = (0.0, 0.001)
+
+
+def alone() -> list[Config]:
+    """The student alone: what the others have to beat."""
+    return [Config(lr, decay) for lr, decay in product(FINE, DECAYS)]
+
+
+def smooth() -> list[Config]:
+    """Label smoothing: soft targets without a teacher. Its epsilon is alpha."""
+    grid = product(FINE, FEW_DECAYS, (0.05, 0.1, 0.2))
+    return [Config(lr, decay, epsilon) for lr, decay, epsilon in grid]
+
+
+def kd() -> list[Config]:
+    """Distillation times T^2, and the reference's form without it at alpha 0.9.
+
+    Without T^2 the other two alphas would be tries for nothing: at alpha 1 it is the same run as
+    with T^2 at another learning rate, and at 0.5 nearly the student alone.
+    """
+    forms = [(a, t, t > 1) for a, t in product((0.5, 0.9, 1.0), (1.0, 4.0, 10.0))]
+    forms += [(0.9, 4.0, False)]
+    return [Config(lr, 0.0, *form) for lr, form in product(DOUBLING, forms)]
+
+
+def other(method: str) -> list[Config]:
+    """A method with a weight of its own, which its paper chose for larger networks."""
+    betas = [float(f"{METHODS[method].beta * 10**-power:g}") for power in range(5)]
+    grid = product(DOUBLING, (0.5, 0.9), betas)
+    return [Config(lr, alpha=alpha, beta=beta) for lr, alpha, beta in grid]
+
+
+# A method with both a temperature and a weight would need a third axis, and is left out.
+OTHERS = [name for name, m in METHODS.items() if m.beta is not None and not m.temperature]
+SIDES: dict[str, list[Config]] = {
+    "alone": alone(),
+    "smooth": smooth(),
+    "kd": kd(),
+    KD_SAME: kd(),
+    **{name: other(name) for name in OTHERS},
+}
+
+
+def cells(
+    side: str, configs: Iterable[Config], seeds: Iterable[int], width: int, teacher_seed: int
+) -> list[Cell]:
+    """The cells of some configurations of a side, seed by seed."""
+    method = {"alone": "none", KD_SAME: "kd"}.get(side, side)
+    taught = method != "none" and METHODS[method].family != "labels"
+    own = {"method": method, "teacher_seed": teacher_seed if taught else None}
+    every = product(seeds, configs)
+    return [Cell("cnn", width, seed, **own, **config._asdict()) for seed, config in every]
+
+
+# ---------------------------------------------------------------- from rows
+# A configuration is known by its number: its place in SIDES[side].
+
+
+def with_sides(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, cleaned by reporting.rows, that belong to a side; `side` and `config` besides."""
+    number = {side: {c: i for i, c in enumerate(configs)} for side, configs in SIDES.items()}
+    sides, configs = [], []
+    for row in rows.itertuples():
+        side = "alone" if row.method == "none" else row.method
+        side = KD_SAME if side == "kd" and row.teacher_seed == SAME_TEACHER else side
+        student = row.model == "cnn" and row.role != "teacher"
+        sides.append(side)
+        configs.append(number.get(side, {}).get(config_of(row)) if student else None)
+    found = rows.assign(side=sides, config=pd.array(configs, "Int64"))
+    return found[found.config.notna()].astype({"config": int})
+
+
+def config_of(row: NamedTuple) -> Config:
+    """A row's configuration, its numbers as SIDES has them."""
+    lr, decay, alpha = (float(f"{value:.9g}") for value in (row.lr, row.weight_decay, row.alpha))
+    beta = None if np.isnan(row.beta) else float(f"{row.beta:.9g}")
+    return Config(lr, decay, alpha, row.temperature or None, bool(row.scale_t2), beta)
+
+
+# All of a row that choosing may see. What else a row says of its network was measured on the test
+# set or the training images.
+SEEN = ["config", "seed", "val_acc"]
+
+
+def held_out(rows: pd.DataFrame, seeds: Iterable[int]) -> pd.DataFrame:
+    """Held-out accuracy of the last epoch of one side at one place: (configurations, seeds).
+
+    NaN where a run is missing; no line where a configuration has none.
+    """
+    seen = rows[SEEN]
+    seen = seen[seen.seed.isin(seeds)]
+    return seen.pivot(index="config", columns="seed", values="val_acc").reindex(columns=list(seeds))
+
+
+def finalists(rows: pd.DataFrame) -> list[int]:
+    """The KEEP best of one side's search, best first; of equals the first that SIDES names."""
+    found = held_out(rows, SEARCH_SEEDS).mean(axis=1).dropna()
+    return sorted(found.index, key=lambda config: (-found[config], config))[:KEEP]
+
+
+def winner(rows: pd.DataFrame) -> int | None:
+    """Of one side's finalists the best in the mean of FINAL_SEEDS; one that lacks a seed is out.
+
+    None where the final is still to come, or nobody came through it.
+    """
+    found = held_out(rows, FINAL_SEEDS)
+    found = found.loc[found.index.isin(finalists(rows))].dropna().mean(axis=1)
+    return int(found.idxmax()) if len(found) else None

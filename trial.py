@@ -1,0 +1,128 @@
+"""The fair trial: every way to train a student tuned alike, then measured with fresh seeds.
+
+    python trial.py --stage search --train-size 1000 --width 16 --teacher T.pt --out-dir trial
+    python trial.py --stage final ...     # the best of each side again, with more seeds
+    python trial.py --stage fresh ...     # the winner of each side, with seeds that chose nothing
+    python trial.py --report --out-dir trial
+
+A stage reads the rows of the one before from results.csv; trial.sh runs all of them at all places.
+What is tried and how it is chosen is in sides.py, why in docs/trial.md.
+"""
+
+import argparse
+
+import pandas as pd
+
+import flags
+import sides
+from engine.cells import Cell
+from engine.grid import run_command, teacher_seed
+from engine.rows import csv_path, read_rows
+from reporting.rows import PROTOCOL, clean
+from utils import UserError, note, run_script
+
+STAGES = ("search", "final", "fresh")
+STEPS, LEAST_EPOCHS = 2000, 20
+# The trial sets these itself, so the flags that training scripts have for them are refused.
+OWN = ("epochs", "t_max", "eval_every", "last_batch", "lr", "weight_decay", "seed")
+DIVERGED = "the loss became non-finite"  # what the engine says of a cell that leaves no row
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.report:
+        from reporting.trial import write_report  # matplotlib is no need of a stage
+
+        write_report(args.out_dir, args.fresh)
+        return
+    args.epochs = args.t_max = args.eval_every = epochs_of(
+        args.train_size, args.steps, args.batch_size
+    )
+    args.last_batch, args.teacher_cache = "weigh", "auto"
+    cells = cells_of(args)
+    try:
+        run_command(cells, args)
+    except UserError as error:
+        # In a search that reaches as far as the largest useful learning rate, some must diverge.
+        if DIVERGED not in str(error):
+            raise
+        note(f"{str(error).count(DIVERGED)} of {len(cells)} runs diverged and left no row")
+
+
+def epochs_of(images: int, steps: int = STEPS, batch_size: int = flags.DEFAULTS.batch_size) -> int:
+    """Epochs of a run on so many images: `steps` steps, rounded up, and LEAST_EPOCHS at least."""
+    an_epoch = -(-images // batch_size)
+    return max(-(-steps // an_epoch), LEAST_EPOCHS)
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """The cells of a stage at a place, all sides together.
+
+    Raises UserError where the stage before is not done, or a side is asked for without its teacher.
+    """
+    mine = rows_here(args) if args.stage != "search" else None
+    seed = teacher_seed(args)
+    cells = []
+    for side in dict.fromkeys(args.sides):
+        if (side == sides.KD_SAME) != (seed == sides.SAME_TEACHER):
+            raise UserError(
+                f"side {side} with a teacher of seed {seed}: seed {sides.SAME_TEACHER} is "
+                f"{sides.KD_SAME}'s, any other the other sides'"
+            )
+        if args.stage == "search":
+            numbers, seeds = range(sides.BUDGET), sides.SEARCH_SEEDS
+        elif args.stage == "final":
+            numbers, seeds = sides.finalists(mine[mine.side == side]), sides.FINAL_SEEDS
+        else:
+            best = sides.winner(mine[mine.side == side])
+            numbers, seeds = [] if best is None else [best], fresh_seeds(args.fresh)
+        if not numbers:
+            before = STAGES[STAGES.index(args.stage) - 1]
+            raise UserError(f"side {side} has no runs to choose from: run --stage {before} first")
+        configs = [sides.SIDES[side][number] for number in numbers]
+        cells += sides.cells(side, configs, seeds, args.width, seed)
+    return cells
+
+
+def fresh_seeds(count: int) -> range:
+    """The seeds that measure."""
+    return range(sides.FIRST_FRESH, sides.FIRST_FRESH + count)
+
+
+def rows_here(args: argparse.Namespace) -> pd.DataFrame:
+    """The sides' rows at this place and of these very settings."""
+    rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
+    here = rows.width == args.width
+    for name in PROTOCOL:
+        if name not in ("lr", "weight_decay"):
+            here &= rows[name] == getattr(args, name)
+    return rows[here]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = flags.parser(__doc__.splitlines()[0])
+    flags.add_teacher(p)
+    group = p.add_argument_group("trial")
+    what = group.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stage", choices=STAGES, help="what to train")
+    what.add_argument("--report", action="store_true", help="write results/TRIAL.md")
+    add = group.add_argument
+    add("--sides", nargs="+", choices=sides.SIDES, default=list(sides.MAIN), metavar="SIDE",
+        help=f"which of {', '.join(sides.SIDES)}")  # fmt: skip
+    add("--width", type=flags.COUNT, default=16, help="channels of the student's first stage")
+    add("--steps", type=flags.COUNT, default=STEPS,
+        help=f"length of a run, in steps; {LEAST_EPOCHS} epochs at least")  # fmt: skip
+    add("--fresh", type=flags.COUNT, default=sides.FRESH, metavar="N",
+        help="fresh seeds: how many measure the winners")  # fmt: skip
+    p.set_defaults(train_size=5000, val_size=5000)
+    args = p.parse_args(argv)
+    for name in OWN:
+        if getattr(args, name) != p.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} is set by the trial: leave it out")
+    if not args.train_size or not args.val_size:
+        raise UserError("a trial needs --train-size and --val-size: how many images of each")
+    return args
+
+
+if __name__ == "__main__":
+    run_script(main)

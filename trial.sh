@@ -1,0 +1,117 @@
+#!/bin/sh
+# The fair trial: how much distillation adds to a student alone that was tuned as well, by number of
+# training images and by width of the student. docs/trial.md says what is done and why.
+#
+#   sh trial.sh              CIFAR-10 (hours on a CPU; TEACHER spares it the teacher)
+#   sh trial.sh --quick      the same on drawn shapes: minutes on two CPU cores
+#
+# The environment:
+#   SIZES WIDTH       numbers of training images, at students of this width
+#   WIDTHS SIZE       widths of the student, at this number of images; '' for none
+#   VAL_SIZE          images held out of training, on which everything is chosen
+#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
+#   METHODS           further sides, as "sp at"
+#   TEACHER           a checkpoint; unset: one is trained on all images but those held out
+#   SAME_TEACHER      sizes at which kd also gets a teacher trained on the very same images
+#   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
+#   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
+# A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+set -eu
+cd "$(dirname "$0")"
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+QUICK=
+for option in "$@"; do
+    case "$option" in
+    --quick) QUICK=1 ;;
+    *)
+        echo "error: $option is no option of trial.sh, which has --quick" >&2
+        exit 2
+        ;;
+    esac
+done
+
+if [ -n "$QUICK" ]; then
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 400}" "${WIDTH:=8}"
+    : "${WIDTHS=4 8}" "${SIZE:=400}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
+    : "${TEACHER_FLAGS:=--width 16 --epochs 6 --t-max 6 --lr 0.02 --momentum 0.9 --batch-size 32}"
+fi
+: "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
+: "${SIZES:=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
+: "${STEPS:=2000}" "${FRESH:=10}" "${METHODS:=}" "${TEACHER:=}" "${SAME_TEACHER:=}"
+: "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
+: "${FLAGS:=}" "${RANKS:=}"
+
+NEEDS=requirements.txt
+. ./setup.sh
+
+GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+THREADS=
+if [ "$GPUS" -gt 0 ]; then
+    : "${RANKS:=$GPUS}"
+else
+    # As in exp.sh: small tensors do not keep several threads of a rank busy.
+    cores=$(nproc 2>/dev/null || echo 2)
+    : "${RANKS:=$((cores < 4 ? cores : 4))}"
+    THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
+fi
+
+data="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --val-size $VAL_SIZE"
+failed=0
+
+# The lists in $-variables are meant to be split into words throughout.
+# shellcheck disable=SC2086
+
+# What goes wrong at one place is no reason to leave the others undone; the report names them.
+# Ctrl-C and signals end the script.
+try() {
+    "$@" || {
+        status=$?
+        [ "$status" -le 2 ] || exit "$status"
+        failed=2
+        return 1
+    }
+}
+
+stage() { # flags of trial.py
+    if [ "$RANKS" = 1 ]; then
+        try "$PYTHON" trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS "$@"
+    else
+        try env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
+            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
+            trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS "$@"
+    fi
+}
+
+place() { # images, width, then the sides' flags
+    for stage in search final fresh; do
+        echo "== $1 images, width $2: $stage" >&2
+        stage --stage $stage --train-size "$1" --width "$2" $3 || return 0
+    done
+}
+
+if [ -z "$TEACHER" ]; then
+    echo "== teacher" >&2
+    "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS
+    TEACHER=$(ls "$OUT_DIR"/checkpoints/*-teacher-s0*-val"$VAL_SIZE".pt)
+fi
+sides="--sides alone smooth kd $METHODS --teacher $TEACHER"
+for size in $SIZES; do
+    place "$size" "$WIDTH" "$sides"
+done
+for width in $WIDTHS; do
+    case " $SIZES " in *" $SIZE "*) [ "$width" != "$WIDTH" ] || continue ;; esac
+    place "$SIZE" "$width" "$sides"
+done
+for size in $SAME_TEACHER; do
+    echo "== a teacher on the same $size images" >&2
+    epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
+    try "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
+        --epochs "$epochs" --t-max "$epochs" || continue
+    place "$size" "$WIDTH" "--sides kd-same --teacher-seed 1"
+done
+
+echo "== report" >&2
+"$PYTHON" trial.py --report --out-dir "$OUT_DIR" --fresh "$FRESH"
+exit "$failed"
