@@ -10,6 +10,7 @@
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta
 #   EPOCHS                              of the teacher and the students
 #   T_MAX                               of the students; the teacher stays as it is
+#   TEACHER                             a checkpoint, instead of training a teacher
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
 #   FLAGS TEACHER_FLAGS                 flags for every script, and after them for the teacher's
@@ -52,7 +53,7 @@ fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
 : "${SEEDS:=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
-: "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
+: "${FLAGS:=}" "${TEACHER:=}" "${TEACHER_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
 NEEDS=requirements.txt
 . ./setup.sh
@@ -144,8 +145,12 @@ resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in 
     fi
 }
 
-part "teacher"
-spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+if [ -n "$TEACHER" ]; then
+    students="$students --teacher $TEACHER"
+else
+    part "teacher"
+    spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+fi
 
 alone=--alone # in the first grid's pass
 if [ -n "$LOOP" ]; then

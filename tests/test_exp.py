@@ -186,6 +186,14 @@ def test_a_student_that_is_killed_ends_the_script_and_its_neighbour(start, tmp_p
     assert not any("summarize.py" in line for line in lines(tmp_path))
 
 
+def test_a_teacher_at_hand_is_not_trained(exp):
+    status, ran, _, err = exp(1, TEACHER="teachers/t.pt")
+    assert status == 0 and "== teacher" not in err
+    assert not any("train_teacher.py" in line for line in ran)
+    students = [line for line in ran if "distill.py" in line]
+    assert len(students) == 3 and all("--teacher teachers/t.pt" in line for line in students)
+
+
 # ---------------------------------------------------------------- the student alone
 
 

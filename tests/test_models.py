@@ -1,10 +1,14 @@
 """The networks are the reference's."""
 
+import hashlib
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU, ROOT
 
-from models import MODELS, build, parameter_count
+from engine.teacher import load_teacher
+from models import MODELS, autocast, build, parameter_count
 from models.cnn import pool
 
 
@@ -53,3 +57,25 @@ def test_the_pool_is_the_same_with_and_without_gradients():
 
 def pool_of_torch(h: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(F.pad(h, (0, 1, 0, 1), value=float("-inf")), 2, stride=1)
+
+
+def test_the_teacher_at_hand_is_the_one_its_note_describes():
+    path = ROOT / "teachers" / "cifar10-resnet18w32.pt"
+    teacher = load_teacher(path, 10, False, CPU)
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha in (path.parent / "README.md").read_text() and sha.startswith(teacher.sha)
+    assert parameter_count(build("resnet18", 32, 10)) == 2_797_610
+    logits = teacher(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert logits.shape == (2, 10) and logits.isfinite().all()
+
+
+def test_the_resnets_logits_are_float32_where_it_runs_in_bfloat16():
+    """Rounded to bfloat16 they are tied or change places, and a student learns from them."""
+    torch.manual_seed(0)
+    model = build("resnet18", 8, 10).eval()
+    x = torch.randn(8, 3, 32, 32)
+    with torch.no_grad(), autocast(model, CPU, True):
+        logits, stages = model(x, stages=True)
+    assert stages["stage4"].dtype is torch.bfloat16 and logits.dtype is torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert model.double()(x.double()).dtype is torch.float64
