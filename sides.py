@@ -6,13 +6,16 @@ from by the same rule, on held-out images alone.
 
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from engine.cells import Cell
+from engine.rows import csv_path, locked
 from losses import METHODS
+from utils import write_atomic
 
 BUDGET = 60  # configurations that a side tries
 KEEP = 6  # of them go on to the final
@@ -94,6 +97,11 @@ def cells(
     return [Cell("cnn", width, seed, **own, **config._asdict()) for seed, config in every]
 
 
+def fresh_seeds(count: int) -> range:
+    """The seeds that measure."""
+    return range(FIRST_FRESH, FIRST_FRESH + count)
+
+
 # ---------------------------------------------------------------- from rows
 # A configuration is known by its number: its place in SIDES[side].
 
@@ -148,3 +156,25 @@ def winner(rows: pd.DataFrame) -> int | None:
     found = held_out(rows, FINAL_SEEDS)
     found = found.loc[found.index.isin(finalists(rows))].dropna().mean(axis=1)
     return int(found.idxmax()) if len(found) else None
+
+
+# ---------------------------------------------------------------- what left no row
+
+
+def diverged_path(out_dir: Path) -> Path:
+    """Where the run ids of diverged runs stand, one a line, so that none is tried again."""
+    return csv_path(out_dir).with_name("diverged.txt")
+
+
+def diverged(out_dir: Path) -> set[str]:
+    """The run ids of runs that are known to have diverged."""
+    path = diverged_path(out_dir)
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def note_diverged(out_dir: Path, run_ids: set[str]) -> None:
+    """Add to them. Raises UserError where the file cannot be written."""
+    path = diverged_path(out_dir)
+    with locked(path):
+        lines = sorted(diverged(out_dir) | run_ids)
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())

@@ -10,16 +10,18 @@ What is tried and how it is chosen is in sides.py, why in docs/trial.md.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 import pandas as pd
 
 import flags
 import sides
-from engine.cells import Cell
+from engine.cells import Cell, Settings, run_id
 from engine.grid import run_command, teacher_seed
 from engine.rows import csv_path, read_rows
 from reporting.rows import PROTOCOL, clean
-from utils import UserError, note, run_script
+from utils import UserError, note, run_script, write_atomic
 
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
@@ -31,22 +33,27 @@ DIVERGED = "the loss became non-finite"  # what the engine says of a cell that l
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.report:
-        from reporting.trial import write_report  # matplotlib is no need of a stage
-
         write_report(args.out_dir, args.fresh)
         return
     args.epochs = args.t_max = args.eval_every = epochs_of(
         args.train_size, args.steps, args.batch_size
     )
     args.last_batch, args.teacher_cache = "weigh", "auto"
-    cells = cells_of(args)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    known = set() if args.overwrite else sides.diverged(args.out_dir)
+    cells = [cell for cell in cells_of(args) if run_id(cell, settings) not in known]
     try:
         run_command(cells, args)
     except UserError as error:
-        # In a search that reaches as far as the largest useful learning rate, some must diverge.
+        # A search that reaches as far as the largest useful learning rate must lose some. The
+        # engine says so when all others have their rows, so what has none now has diverged.
         if DIVERGED not in str(error):
             raise
-        note(f"{str(error).count(DIVERGED)} of {len(cells)} runs diverged and left no row")
+        there = set(read_rows(csv_path(args.out_dir)).run_id)
+        lost = {run_id(cell, settings) for cell in cells} - there
+        note(f"{len(lost)} of {len(cells)} runs diverged and left no row")
+        if os.environ.get("RANK", "0") == "0":
+            sides.note_diverged(args.out_dir, lost)
 
 
 def epochs_of(images: int, steps: int = STEPS, batch_size: int = flags.DEFAULTS.batch_size) -> int:
@@ -75,18 +82,13 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
             numbers, seeds = sides.finalists(mine[mine.side == side]), sides.FINAL_SEEDS
         else:
             best = sides.winner(mine[mine.side == side])
-            numbers, seeds = [] if best is None else [best], fresh_seeds(args.fresh)
+            numbers, seeds = [] if best is None else [best], sides.fresh_seeds(args.fresh)
         if not numbers:
             before = STAGES[STAGES.index(args.stage) - 1]
             raise UserError(f"side {side} has no runs to choose from: run --stage {before} first")
         configs = [sides.SIDES[side][number] for number in numbers]
         cells += sides.cells(side, configs, seeds, args.width, seed)
     return cells
-
-
-def fresh_seeds(count: int) -> range:
-    """The seeds that measure."""
-    return range(sides.FIRST_FRESH, sides.FIRST_FRESH + count)
 
 
 def rows_here(args: argparse.Namespace) -> pd.DataFrame:
@@ -97,6 +99,24 @@ def rows_here(args: argparse.Namespace) -> pd.DataFrame:
         if name not in ("lr", "weight_decay"):
             here &= rows[name] == getattr(args, name)
     return rows[here]
+
+
+def write_report(out_dir: Path, fresh: int) -> None:
+    """Write results/TRIAL.md and its pictures, where `fresh` seeds make a winner whole.
+
+    Raises UserError where there is no run of a trial, or runs of several.
+    """
+    from reporting import report, trial, trial_pictures  # matplotlib: no need of a stage
+
+    path = csv_path(out_dir)
+    found = trial.read(clean(read_rows(path)), fresh, sides.diverged(out_dir))
+    drawn = trial_pictures.pictures(found)
+    for name, png in drawn.items():
+        write_atomic(path.parent / f"{name}.png", png)
+    text = report.render("TRIAL.md", trial.page(found) | {"pictures": list(drawn)})
+    write_atomic(path.parent / "TRIAL.md", text.encode())
+    print(text)
+    print(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

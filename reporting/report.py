@@ -45,5 +45,10 @@ def write(
     """
     values = {"others": others, "reference": reference, "pictures": pictures}
     values["found"] = [(results, tables.sheet(results)) for results in found]
+    return render(name, values)
+
+
+def render(name: str, values: dict) -> str:
+    """A template's text without surplus blank lines."""
     text = TEMPLATES.get_template(f"{name}.j2").render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -4,38 +4,31 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_images, script
+from trial_rows import (
+    FRESH,
+    GAINS,
+    GOLDEN,
+    INNER,
+    frame,
+    golden_rows,
+    one_side,
+    read,
+    rows_of,
+    text,
+)
 
 import sides
 import train_teacher
 import trial
 from engine.cells import Settings, run_id
 from engine.rows import COLUMNS, csv_path, read_rows
+from reporting import trial as page
+from reporting import trial_pictures
 from reporting.rows import clean
+from utils import UserError
 
 TEST_COLUMNS = ["test_acc", "test_loss", "best_test_acc", "best_epoch", "test_curve"]
 TEST_COLUMNS += ["agreement", "teacher_kl", "ece", "train_acc"]
-
-
-def rows_of(cells, accuracy, images=1000, teacher="resnet18-teacher-s0", **changes):
-    """The rows that a stage leaves: `accuracy(cell)` gives those of test and held-out images."""
-    epochs = trial.epochs_of(images)
-    settings = Settings(train_size=images, val_size=5000, epochs=epochs, t_max=epochs,
-                        last_batch="weigh")  # fmt: skip
-    rows = []
-    for cell in cells:
-        test, val = accuracy(cell)
-        row = dict.fromkeys(COLUMNS, np.nan) | vars(settings)
-        row |= {name: value for name, value in vars(cell).items() if name in COLUMNS}
-        row |= {"run_id": run_id(cell, settings), "teacher": teacher, "seconds": 2.0}
-        row |= {"role": "distill" if cell.taught else "student", "machine": "a CPU, 2 cores"}
-        row |= {"test_acc": test, "best_test_acc": test, "best_epoch": epochs, "val_acc": val}
-        row |= {"best_val_acc": val, "best_val_epoch": epochs, "commit": "0123456789"}
-        rows.append(row | changes)
-    return rows
-
-
-def frame(rows):
-    return sides.with_sides(clean(pd.DataFrame(rows, columns=COLUMNS)))
 
 
 def searched(side, draw, seeds=(0, 1, 2)):
@@ -62,7 +55,7 @@ def test_sides_share_their_range_of_learning_rates_and_the_default_is_in_it():
 
 
 def test_no_seed_that_chooses_measures():
-    measuring = set(trial.fresh_seeds(1000))
+    measuring = set(sides.fresh_seeds(1000))
     assert not measuring & {*sides.SEARCH_SEEDS, *sides.FINAL_SEEDS}
 
 
@@ -111,7 +104,7 @@ def test_equals_are_chosen_in_the_order_tried_and_fresh_rows_choose_nothing():
     cells = sides.cells("alone", sides.SIDES["alone"], (0, 1, 2), 16, 0)
     rows = rows_of(cells, lambda cell: (0.5, 0.4))
     assert sides.finalists(frame(rows)) == list(range(sides.KEEP))
-    late = sides.cells("alone", sides.SIDES["alone"][-1:], trial.fresh_seeds(3), 16, 0)
+    late = sides.cells("alone", sides.SIDES["alone"][-1:], sides.fresh_seeds(3), 16, 0)
     rows += rows_of(late, lambda cell: (0.9, 0.9))
     assert sides.winner(frame(rows)) == 0
 
@@ -172,9 +165,11 @@ def test_the_stages_one_after_another(small, capsys):
         assert set(part.config[part.seed >= 10]) == {sides.winner(part)}
 
     before = csv_path(out).read_bytes()
-    for stage in trial.STAGES:  # again: what is there stays, what diverged diverges and is no error
+    capsys.readouterr()
+    for stage in trial.STAGES:  # again: what is there stays, and what diverged is not tried again
         assert script(trial.main, "--stage", stage, *flags) == 0
     assert csv_path(out).read_bytes() == before
+    assert "diverged" not in capsys.readouterr().err and len(sides.diverged(out)) == 1
 
 
 def test_kd_has_a_further_side_with_a_teacher_of_the_same_images(small):
@@ -202,3 +197,122 @@ def test_mistakes(small, capsys):
         error = capsys.readouterr().err
         assert what in error and error.count("\n") == 1
     assert len(read_rows(csv_path(out))) == 1  # the teacher
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return golden_rows()
+
+
+def test_golden_page(golden):
+    """Read the diff, then `python tests/trial_rows.py`."""
+    assert text(golden, pictures=["trial-images", "trial-width"]) == GOLDEN.read_text()
+
+
+def test_known_gains_come_out_and_bold_is_what_holds(golden):
+    found = read(golden)
+    kd = found.tests[(found.tests.side == "kd") & (found.tests.against == "alone")]
+    assert set(zip(kd.images, kd.width, strict=True)) == set(GAINS)
+    for test in kd.itertuples():
+        gain = GAINS[test.images, test.width]
+        assert abs(test.difference - gain) < max(2 * test.half, 0.003)
+        assert test.n == FRESH and test.sign == (gain > 0)
+    nothing = found.tests[(found.tests.side == "smooth")]
+    assert (nothing.sign == 0).all()
+    bold = page.expect(found).count("**") / 2
+    assert bold == (found.tests.sign != 0).sum() > 0
+
+
+def test_a_tiny_gain_is_no_bold_one(golden):
+    rows = [
+        line
+        for side, gain in (("alone", 0), ("smooth", 0), ("kd", 0.001))
+        for line in one_side(side, 2000, 16, 0.4 + gain, noise=0.01)
+    ]
+    assert "**" not in page.expect(read(rows))
+
+
+def test_a_half_done_place_is_named_and_never_compared(golden):
+    found = read(golden)
+    assert (1000, 16) not in found.whole and 1000 not in set(found.tests.images)
+    assert "| 1,000 | 16 | smooth | 60 of 60 | 18 of 18 | 2 of 5 |" in page.unfinished(found)
+    assert "1,000" not in page.expect(found)
+    assert "Not all of it is there" in text(golden)
+
+
+def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
+    (gone,) = [
+        row
+        for row in golden
+        if (row["method"], row["seed"], row["train_size"], row["width"]) == ("kd", 12, 5000, 4)
+    ]
+    rows = [row for row in golden if row is not gone]
+    assert (5000, 4) not in read(rows).whole
+    found = read(rows, diverged={gone["run_id"]})
+    assert (5000, 4) in found.whole
+    assert "(1 diverged)" in page.expect(found)
+    kd = found.tests[(found.tests.width == 4) & (found.tests.side == "kd")]
+    assert set(kd.n) == {FRESH - 1}
+
+
+def test_with_nothing_finished_nothing_is_found():
+    rows = one_side("kd", 500, 16, 0.4, fresh=0)
+    found = text(rows)
+    assert "No place is finished, so nothing has been found yet." in found
+    assert "| 500 | 16 | alone | 0 of 60 | 0 of 18 | 0 of 5 |" in found
+    assert trial_pictures.pictures(read(rows)) == {}
+
+
+def test_more_fresh_seeds_asked_for_than_run_is_half_done(golden):
+    assert read(golden, FRESH + 1).whole == []
+
+
+def test_border_is_noticed_and_natural_ends_are_none():
+    kd = sides.SIDES["kd"]
+
+    def at(**changes):
+        inner = kd[INNER["kd"]]._replace(lr=0.1)
+        return page.borders("kd", kd.index(inner._replace(**changes)))
+
+    assert at(alpha=0.9, temperature=4.0, scale_t2=True) == []
+    assert at(alpha=1.0, temperature=1.0, scale_t2=False) == []
+    assert at(lr=0.4) == ["lr 0.4 is the largest tried"]
+    assert at(lr=0.0125, alpha=0.5, temperature=10.0) == [
+        "lr 0.0125 is the smallest tried",
+        "α 0.5 is the smallest tried",
+        "T 10 is the largest tried",
+    ]
+    plain = sides.SIDES["alone"].index(sides.Config(0.1, 0.0))
+    most = sides.SIDES["alone"].index(sides.Config(0.1, 0.01))
+    assert page.borders("alone", plain) == []
+    assert page.borders("alone", most) == ["weight decay 0.01 is the largest tried"]
+
+
+def test_trials_are_not_mixed(golden):
+    other = one_side("alone", 500, 16, 0.4)
+    for changes, what in (({"epochs": 7}, "epochs"), ({"momentum": 0.9}, "momentum")):
+        mixed = golden + [row | changes | {"run_id": row["run_id"] + "x"} for row in other]
+        with pytest.raises(UserError, match=f"differ in {what}"):
+            read(mixed)
+    with pytest.raises(UserError, match="no run of a trial"):
+        read([])
+
+
+def test_pictures_are_drawn_and_the_same_every_time(golden):
+    first, second = (trial_pictures.pictures(read(golden)) for _ in range(2))
+    assert set(first) == {"trial-images", "trial-width"} and first == second
+    assert all(png.startswith(b"\x89PNG") for png in first.values())
+
+
+def test_the_report_from_the_command_line(golden, tmp_path, capsys):
+    path = csv_path(tmp_path)
+    assert script(trial.main, "--report", "--out-dir", tmp_path) == 2
+    assert "no run of a trial" in capsys.readouterr().err
+    path.parent.mkdir(parents=True)
+    pd.DataFrame(golden, columns=COLUMNS).to_csv(path, index=False)
+    assert script(trial.main, "--report", "--out-dir", tmp_path, "--fresh", FRESH) == 0
+    assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
+    assert (path.parent / "trial-images.png").exists()

@@ -1,0 +1,62 @@
+"""The two pictures of the fair trial as PNG bytes: gains by number of images and by width."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+import sides
+from reporting.pictures import COLOURS, INK, MARKERS, MUTED, draw
+from reporting.trial import PLACE, Trial
+
+
+def pictures(trial: Trial) -> dict[str, bytes]:
+    """PNG bytes by name: gain over the student alone against images, and against width."""
+    tests = trial.tests[trial.tests.against == "alone"]
+    drawn = {}
+    for name, along, other in (("trial-images", *PLACE), ("trial-width", *PLACE[::-1])):
+        # Of all lines that could be drawn along one axis the one with the most places.
+        counts = tests.groupby(other)[along].nunique()
+        if len(counts) and counts.max() > 1:
+            part = tests[tests[other] == counts.idxmax()]
+            drawn[name] = draw([(trial, part)], by_images if along == "images" else by_width,
+                               lambda *_: 4.2)  # fmt: skip
+    return drawn
+
+
+def by_images(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
+    width = tests.width.iloc[0]
+    axes = lines(part, trial, tests, "images", f"student of width {width:g}")
+    axes.set_title("When distillation helps: by number of training images\n", linespacing=1.4)
+    axes.set_xlabel("training images (logarithmic)")
+
+
+def by_width(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
+    axes = lines(part, trial, tests, "width", f"{tests.images.iloc[0]:,.0f} training images")
+    axes.set_title("When distillation helps: by width of the student\n", linespacing=1.4)
+    axes.set_xlabel("width of the student (logarithmic)")
+
+
+def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: str) -> Axes:
+    """A line a side with the intervals of its gains, on a logarithmic axis."""
+    axes = part.subplots()
+    axes.axhline(0, color=INK, lw=1.2)
+    shown = [side for side in trial.sides if side in set(tests.side)]
+    for index, side in enumerate(shown):
+        line = tests[tests.side == side].sort_values(along)
+        at = line[along] * 1.02 ** (index - (len(shown) - 1) / 2)  # bars beside each other
+        look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 6}
+        gains, halves = 100 * line.difference, 100 * line.half
+        axes.errorbar(at, gains, halves, capsize=3, elinewidth=1.2, mfc="white", label=side, **look)
+        holds = line.sign != 0
+        axes.plot(at[holds], gains[holds], ls="", **look)
+    ticks = sorted(tests[along].unique())
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
+    axes.legend(frameon=False, ncols=len(shown))
+    what = f"{where}; every side tuned with {sides.BUDGET} tries; 95 % intervals over "
+    what += f"{trial.fresh} fresh seeds; filled: holds after Holm's correction"
+    axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
+    return axes
