@@ -8,7 +8,7 @@ results/bench.md and results/bench.png below --out-dir.
 """
 
 import argparse
-import io
+import functools
 import itertools
 import multiprocessing
 import os
@@ -21,63 +21,74 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 import flags
 from datasets.sources import SOURCES, Data, load
-from datasets.views import VIEWS, epoch_views, gather, normalise, plain
+from datasets.views import Split, epoch_views, plain
+from engine import measure
 from engine.cells import Cell, Settings
-from engine.fused import FusedStep, can_fuse
-from engine.grid import bfloat16_is_faster
-from engine.measure import all_logits
-from engine.parallel import keep_freed_memory
+from engine.grid import bfloat16_is_faster, grouped
+from engine.parallel import Ranks, keep_freed_memory, prepare
+from engine.resume import Run
 from engine.rows import machine
-from engine.sheet import Sheet, ask
+from engine.sheet import Sheet, ask, epoch_logits
+from engine.steps import Steps
 from engine.teacher import CHUNK, Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
+from reporting import cost
+from reporting.cost import ALPHAS, BATCH, EPOCHS, GRID, IMAGES, SEEDS, TEMPERATURES, TEST_IMAGES
 from utils import ROOT, UserError, check_writable, run_script, write_atomic
 
-ALPHAS = [0.1, 0.25, 0.5, 0.75, 0.9]
-TEMPERATURES = [1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0]
-GRID = len(ALPHAS) * len(TEMPERATURES)  # cells of one seed
-SIZES = [1, 5, GRID, 5 * GRID]
-BATCH, EPOCHS = 128, 100  # the reference's
+SIZES = [1, 5, GRID, SEEDS * GRID]
+BLOCK = {"cpu": 1, "cuda": 20}  # steps from one look at the clock to the next
+RESNET = Cell("resnet18", 64, 0, teaches=True)
 
 
-def asked(seeds: int, epochs: int = EPOCHS) -> float:
-    """How many epochs' worth of views the teacher is asked in `epochs` of `seeds` seeds.
+def timed(work: Callable[[int], object], repeats: int, device: torch.device, block: int) -> float:
+    """Median seconds of `work(i)` over blocks of so many, after two blocks that do not count.
 
-    An epoch draws one of VIEWS for each image: those that are new by then. (Expectation.)
+    The clock is read between blocks: on a GPU that is a wait, which training has not at every step.
     """
-    return VIEWS * (1 - (1 - 1 / VIEWS) ** (seeds * epochs))
-
-
-def timed(work: Callable[[int], object], repeats: int, device: torch.device) -> float:
-    """Median seconds of `work(i)` after two calls that do not count."""
-    times = []
-    for i in range(repeats + 2):
+    numbers, times = itertools.count(), []
+    for _ in range(repeats + 2):
         begun = time.perf_counter()
-        work(i)
+        for i in itertools.islice(numbers, block):
+            work(i)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
+        times.append((time.perf_counter() - begun) / block)
     return statistics.median(times[2:])
 
 
+def busy(work: Callable[[int], object], seconds: float, device: torch.device) -> float:
+    """For which part of the `seconds` of `work(i)` a GPU is at work; 0 where nobody can tell."""
+    if device.type != "cuda":
+        return 0.0
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for i in range(BLOCK["cuda"]):
+            work(i)
+        torch.cuda.synchronize()
+    on_gpu = (e for e in seen.events() if e.device_type == DeviceType.CUDA)
+    kernels = sum(e.self_device_time_total for e in on_gpu if not e.is_user_annotation)  # us
+    return kernels / 1e6 / BLOCK["cuda"] / seconds
+
+
 def make_teacher(data: Data, device: torch.device, amp: bool) -> Teacher:
-    model = initial_model(Cell("resnet18", 64, 0, teaches=True), len(data.classes))
+    model = initial_model(RESNET, len(data.classes))
     model = model.to(device).eval().requires_grad_(False)
     return Teacher(model, "bench", "", data.mean, data.std, amp)
 
 
-def make_students(count: int, data: Data, device: torch.device) -> list[Trainee]:
+def grid(count: int) -> list[Cell]:
     """The first `count` cells of the reference's grid, seed after seed."""
-    grid = product(range(5), ALPHAS, TEMPERATURES)
-    cells = [Cell("cnn", 16, seed, "kd", a, t, teacher_seed=0) for seed, a, t in grid]
-    return [Trainee(cell, Settings(), len(data.classes), device) for cell in cells[:count]]
+    every = product(range(SEEDS), ALPHAS, TEMPERATURES)
+    cells = [Cell("cnn", 16, seed, "kd", a, t, teacher_seed=0) for seed, a, t in every]
+    return cells[:count]
 
 
 # ---------------------------------------------------------------- the plain way
@@ -105,81 +116,133 @@ class PilImages(Dataset):
 
 def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: Callable) -> dict:
     """Seconds a step of the plain loop; with job.amp the teacher in bfloat16 and channels last."""
-    teacher = make_teacher(data, device, job.amp)
+    teacher, block = make_teacher(data, device, job.amp), BLOCK[device.type]
     if job.amp:
         teacher.model.to(memory_format=torch.channels_last)
-    [student] = make_students(1, data, device)
+    student = Trainee(grid(1)[0], Settings(), len(data.classes), device)
     student.model.to(memory_format=torch.contiguous_format)
-    images = PilImages(data, BATCH * (job.repeats + 2))
+    images = PilImages(data, min(BATCH * block * (job.repeats + 2), len(data.train)))
     loader = DataLoader(images, BATCH, shuffle=True, num_workers=min(4, os.cpu_count()))
-    batches, waits = itertools.chain.from_iterable(itertools.repeat(loader)), []
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def teach(x: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=job.amp):
+            return teacher.model(x).float()
 
     def step(_: int) -> None:
         x, labels = (part.to(device) for part in next(batches))
-        begun = time.perf_counter()
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=job.amp):
-            logits = teacher.model(x).float()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        waits.append(time.perf_counter() - begun)
-        student_step(student, Batch(x, labels, logits), lr=0.01)
+        student_step(student, Batch(x, labels, teach(x)))
 
-    whole = timed(step, job.repeats, device)
-    own = [t.to(device) for t in next(iter(DataLoader(images, BATCH)))]
-    batch = Batch(*own, torch.randn(len(own[0]), len(data.classes), device=device))
-    students = timed(lambda _: student_step(student, batch, 0.01), job.repeats, device)
-    teaching = statistics.median(waits[2:])
+    whole = timed(step, job.repeats, device, block)
+    x, labels = (part.to(device) for part in next(iter(DataLoader(images, BATCH))))
+    asks = timed(lambda _: teach(x), job.repeats, device, block)
+    batch = Batch(x, labels, teach(x))
+    students = timed(lambda _: student_step(student, batch), job.repeats, device, block)
     # What is left of the step is waiting for the workers: images, transforms, collation.
-    view = max(whole - teaching - students, 0)
-    return {"ask": teaching, "view": view, "students": students}
+    view = max(whole - asks - students, 0)
+    return {"ask": asks, "view": view, "students": students, "busy": busy(step, whole, device)}
 
 
 # ---------------------------------------------------------------- the engine
 
 
 def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: Callable) -> dict:
-    """Seconds a step: asking the teacher all views of a batch, the batch itself, own cells."""
-    teacher, train = make_teacher(data, device, job.amp), data.train
+    """Seconds a step: asking the teacher all views of a batch, and what the own cells' passes take.
+
+    As in training, a seed's cells are a pass, and one pass comes after the other.
+    """
+    teacher = make_teacher(data, device, job.amp)
+    chunk, images = CHUNK[device.type], len(data.train)
     teacher.model.to(memory_format=torch.channels_last)
-    students = make_students(job.cells, data, device)[job.rank :: job.ranks]
-    views, chunk = epoch_views(0, 0, len(train), device), CHUNK[device.type]
-
-    def part(i: int, size: int) -> slice:
-        start = i * size % max(len(views) - size, 1)
-        return slice(start, start + size)
-
-    wait()
-    asks = timed(lambda i: ask(teacher, train, views[part(i, chunk)]), job.repeats, device)
-
     with tempfile.TemporaryDirectory() as folder:
-        sheet = Sheet(Path(folder) / "bench.sheet", {}, len(train), len(data.classes))
+        sheet = Sheet(Path(folder) / "bench.sheet", {}, images, len(data.classes))
+        # Nothing is saved, so there is no keeper, who would catch Ctrl-C.
+        how = Settings(amp=job.amp), data, teacher, Path(), device, Ranks(), None
+        run = Run(*how, sheet=sheet)
+        views = epoch_views(0, 0, images, device)
 
-        def batch(i: int) -> Batch:
-            own = views[part(i, BATCH)]
-            logits, _ = sheet.read(own.numbers(len(train)).cpu())
-            x = normalise(gather(train, own), data.mean, data.std)
-            return Batch(x, train.labels[own.index], logits.to(device))
+        def ask_and_keep(i: int) -> None:
+            start = i * chunk % max(images - chunk, 1)
+            own = views[start : start + chunk]
+            sheet.write(own.numbers(images).cpu(), ask(teacher, data.train, own))
 
         wait()
-        looks, one = timed(batch, 5 * job.repeats, device), batch(0)
-    if device.type == "cuda" and can_fuse(students):
-        fused = [FusedStep(students[i : i + GRID]) for i in range(0, len(students), GRID)]
-        steps = [lambda group=group: group(one, 0.01) for group in fused]
-    else:
-        steps = [lambda cell=cell: student_step(cell, one, 0.01) for cell in students]
-    wait()
-    repeats = max(3, 2 * job.repeats // max(len(steps), 1))
-    learns = timed(lambda _: [step() for step in steps], repeats, device)
-    wait()
-    models = [trainee.model for trainee in students[:GRID]]
-    tests = timed(lambda _: all_logits(models, data.test, data, job.amp), 1, device)
-    tests *= 10_000 / len(data.test) / len(models)
+        asks = timed(ask_and_keep, job.repeats, device, 1)
+        *others, last = grouped(grid(job.cells))
+        passes = [time_pass(group, run, job, wait) for group in others]
+        passes.append(time_pass(last, run, job, wait, last=True))
+    found = {name: sum(one[name] for one in passes) for name in ("view", "students")}
     # Chunks are shared out over the ranks; the batch and its own cells are every rank's.
-    ask_batch = asks * BATCH / chunk / job.ranks
-    return {"ask": ask_batch, "view": looks, "students": learns, "test": tests}
+    return passes[-1] | found | {"ask": asks * BATCH / chunk / job.ranks}
+
+
+def resnet_way(data: Data, device: torch.device, job: argparse.Namespace, wait: Callable) -> dict:
+    """Seconds a step of training a ResNet-18 on the labels, as the teacher is."""
+    run = Run(Settings(amp=job.amp), data, None, Path(), device, Ranks(), None)
+    return time_pass([RESNET], run, job, wait, last=True) | {"ask": 0.0}
+
+
+def time_pass(
+    group: list[Cell], run: Run, job: argparse.Namespace, wait: Callable, last: bool = False
+) -> dict:
+    """Seconds a step of a seed's pass over the own cells of its `group`, taken as training does.
+
+    "view" is an epoch's beginning, by its steps, and a batch's gathering, where the step is not
+    recorded with it; "students" the rest of a step. The `last` pass is also tested and profiled.
+    """
+    data, device, images = run.data, run.device, len(run.data.train)
+    own = group[job.rank :: job.ranks]
+    steps = Steps([Trainee(c, run.settings, len(data.classes), device) for c in own], run, False)
+    drawn = functools.partial(epoch_views, group[0].seed, 0, images, device)
+    if run.sheet:
+        run.sheet.write(drawn().numbers(images).cpu(), torch.randn(images, len(data.classes)))
+
+    def begin(_: int) -> None:
+        views, logits = drawn(), None
+        if run.sheet:
+            known = epoch_logits(run.teacher, data.train, views, run.sheet, run.ranks, lambda: None)
+            logits = known.to(device)
+        steps.begin(0, views, logits)
+
+    def place(i: int) -> int:
+        return i % max(images // BATCH, 1)
+
+    def step(i: int) -> None:
+        for trainee in steps.trainees:
+            trainee.step = place(i)
+        steps.take(place(i))
+
+    def gathered(i: int) -> Batch:
+        return steps.batch(slice(place(i) * BATCH, (place(i) + 1) * BATCH))
+
+    wait()
+    begins = timed(begin, 3, device, 1)
+    wait()
+    block, on_gpu = BLOCK[device.type], device.type == "cuda"
+    repeats = job.repeats if on_gpu else max(3, 2 * job.repeats // max(len(own), 1))
+    whole = timed(step, repeats, device, block)
+    wait()
+    looks = 0.0 if steps.replay else timed(gathered, 5 * job.repeats, device, block)
+    found = {"view": begins / steps.count + looks, "students": max(whole - looks, 0.0)}
+    if last:
+        wait()
+        predict = steps.predictor(steps.trainees)
+        tests = timed(lambda _: measure.record(predict, data), 1, device, 1)
+        found["test"] = tests * TEST_IMAGES / len(data.test) / max(len(own), 1)
+        found["busy"] = busy(step, whole, device)
+    return found
 
 
 # ---------------------------------------------------------------- running
+
+WAYS = {"plain": plain_way, "engine": engine_way, "ResNet-18": resnet_way}
+
+
+def repeat(split: Split, count: int) -> Split:
+    """`count` images, the split's over and over: what they show does not matter for the speed."""
+    times = -(-count // len(split))
+    padded, labels = split.padded.repeat(times, 1, 1, 1), split.labels.repeat(times)
+    return Split(padded[:count], labels[:count])
 
 
 def work(job: argparse.Namespace, barrier, answers) -> None:
@@ -187,10 +250,12 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
     try:
         torch.set_num_threads(job.threads)
         device = torch.device(job.device)
+        prepare(device)
         data = load(job.dataset, job.data_dir, device)
+        if job.dataset == "shapes":  # an epoch's beginning and a batch's gathering depend on these
+            data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
         keep_freed_memory()
-        way = plain_way if job.plain else engine_way
-        answer = way(data, device, job, barrier.wait)
+        answer = WAYS[job.way](data, device, job, barrier.wait)
         answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if device.type == "cuda":
             answer["memory"] = torch.cuda.max_memory_allocated()
@@ -200,14 +265,14 @@ def work(job: argparse.Namespace, barrier, answers) -> None:
         answers.put(f"{type(error).__name__}: {error}")
 
 
-def measure(job: argparse.Namespace) -> dict:
+def side_by_side(job: dict) -> dict:
     """Run a line's processes side by side; the slowest rank counts, memory adds up.
 
     Raises UserError where one of them fails or is killed.
     """
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(job.ranks), context.Queue()
-    jobs = [argparse.Namespace(**vars(job) | {"rank": rank}) for rank in range(job.ranks)]
+    barrier, answers = context.Barrier(job["ranks"]), context.Queue()
+    jobs = [argparse.Namespace(**job, rank=rank) for rank in range(job["ranks"])]
     processes = [context.Process(target=work, args=(one, barrier, answers)) for one in jobs]
     for process in processes:
         process.start()
@@ -221,7 +286,7 @@ def measure(job: argparse.Namespace) -> dict:
         if found and isinstance(found[-1], str):
             for process in processes:
                 process.kill()
-            raise UserError(f"cannot measure {job.cells} cells: {found[-1]}")
+            raise UserError(f"cannot measure {job['cells']} cells: {found[-1]}")
     for process in processes:
         process.join()
     memory = sum(one.pop("memory") for one in found)
@@ -231,76 +296,26 @@ def measure(job: argparse.Namespace) -> dict:
 def plans(args: argparse.Namespace, device: torch.device, amp: bool) -> Iterator[tuple]:
     """The lines: name, job, and how often a step of all its cells asks the teacher a batch."""
     cores = os.cpu_count()
-    common = {"dataset": args.dataset, "data_dir": args.data_dir, "device": device.type}
+    common = {"dataset": args.dataset, "data_dir": args.data_dir, "device": str(device)}
     common |= {"repeats": max(8, args.repeats), "ranks": 1, "threads": cores, "cells": 1}
-    base = argparse.Namespace(**common, plain=True, amp=False)
+    base = {**common, "way": "plain", "amp": False}
     yield "plain: PIL, workers, teacher in every step, float32", base, 1.0
     if amp:
-        faster = argparse.Namespace(**vars(base) | {"amp": True})
-        yield "plain, its teacher in bfloat16 and channels last", faster, 1.0
+        yield "plain, its teacher in bfloat16 and channels last", base | {"amp": True}, 1.0
+    engine = base | {"way": "engine", "amp": amp}
     for cells in args.cells:
         ranks, seeds = min(args.ranks, cells), -(-cells // GRID)
-        line = {"plain": False, "amp": amp, "ranks": ranks, "threads": max(1, cores // ranks)}
-        job = argparse.Namespace(**vars(base) | line | {"cells": cells})
-        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, asked(seeds) / EPOCHS
+        job = engine | {"cells": cells, "ranks": ranks, "threads": max(1, cores // ranks)}
+        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, cost.asked(seeds) / EPOCHS
+    if args.estimate:
+        yield "engine, a ResNet-18 on the labels", engine | {"way": "ResNet-18"}, 0.0
 
 
-# ---------------------------------------------------------------- telling
-
-
-def figures(job: argparse.Namespace, asks: float, found: dict) -> dict:
-    """Seconds of a step: the teacher's and the views' for all cells, and all in all for one."""
-    seeds = -(-job.cells // GRID)
-    line = found | {"teacher": asks * found["ask"], "view": seeds * found["view"]}
-    return line | {
-        "cell": (line["teacher"] + line["view"] + line["students"]) / job.cells,
-        "again": (line["view"] + line["students"]) / job.cells,
-        "cells": job.cells,
-    }
-
-
-HEADER = """\
-| way | cells | teacher | view | student | one cell-step | plain / this | on a full sheet | memory |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
-
-
-def row(name: str, line: dict, plain_cell: float) -> str:
-    """A line in Markdown, times in ms; ratios are to the plain way's cell-step."""
-    ms = {key: f"{1000 * line[key]:.2f}" for key in ("teacher", "view", "cell")}
-    again = f"{plain_cell / line['again']:.1f}" if "test" in line else "–"
-    return (
-        f"| {name} | {line['cells']} | {ms['teacher']} | {ms['view']} | "
-        f"{1000 * line['students'] / line['cells']:.2f} | {ms['cell']} | "
-        f"{plain_cell / line['cell']:.1f} | {again} | {line['memory'] / 2**30:.2f} GiB |"
-    )
-
-
-def picture(plain_cell: float, line: dict) -> bytes:
-    """Cost of a grid by number of seeds, from the measured line of one seed's grid, as a PNG."""
-    from matplotlib.figure import Figure
-
-    hours, seeds = 391 * EPOCHS / 3600, np.arange(1, 21)
-    students = seeds * (line["view"] + line["students"])
-    ways = {
-        "plain: teacher in every step": seeds * GRID * plain_cell,
-        "teacher once an epoch for all cells": students + seeds * line["ask"],
-        "teacher once a view (answer sheet)": students + line["ask"] * asked(seeds) / EPOCHS,
-        "a later grid on the same sheet": students,
-    }
-    figure = Figure(figsize=(8, 4.2), dpi=160, layout="constrained")
-    axes = figure.subplots()
-    styles = zip(ways.items(), ("#999999", "#D55E00", "#0072B2", "#009E73"), "os^D", strict=True)
-    for (name, cost), colour, marker in styles:
-        axes.plot(seeds, hours * cost, color=colour, marker=marker, ms=4, label=name)
-    axes.set(xlabel=f"seeds, each {GRID} cells of {EPOCHS} epochs", ylabel="hours", yscale="log")
-    axes.set_title("What a grid costs", loc="left")
-    axes.set_xticks([1, 5, 10, 15, 20])
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+def figures(job: dict, asks: float, found: dict) -> dict:
+    """A line as reporting/cost.py tells it, from what its processes have `found`."""
+    teacher, shared = asks * found["ask"], found["view"] + found["students"]
+    every = {"cell": (teacher + shared) / job["cells"], "again": shared / job["cells"]}
+    return found | every | {"teacher": teacher} | {n: job[n] for n in ("way", "cells", "ranks")}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -313,33 +328,38 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 in the teacher; unset: where it is faster")  # fmt: skip
     p.add_argument("--ranks", type=flags.COUNT, default=1, help="processes of the engine")
+    p.add_argument("--estimate", action="store_true",
+        help="also train a ResNet-18 a little, and say what exp.sh will take here")  # fmt: skip
     args = p.parse_args(argv)
     if max(args.cells) > max(SIZES):
         raise UserError(f"--cells goes up to {max(SIZES)}, five seeds of the reference's grid")
+    if args.estimate and GRID not in args.cells:
+        raise UserError(f"--estimate needs the line of one seed's grid: --cells {GRID}")
     folder = args.out_dir / "results"
     check_writable(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     amp = bfloat16_is_faster(device) if args.amp is None else args.amp
     rows, lines = [], []
-    print(HEADER)
+    print(cost.HEADER)
     for name, job, asks in plans(args, device, amp):
-        lines.append(figures(job, asks, measure(job)))
-        rows.append(row(name, lines[-1], lines[0]["cell"]))
+        lines.append(figures(job, asks, side_by_side(job)))
+        rows.append(cost.row(name, lines[-1], lines[0]["cell"]))
         print(rows[-1], flush=True)
-    last = lines[-1]
+    engine = [line for line in lines if line["way"] == "engine"]
     text = (
         f"# bench.py\n\n{machine(str(device))}; torch {torch.__version__}; data set "
         f"{args.dataset}; batch {BATCH}; medians of {max(8, args.repeats)} plain steps; engine: "
         f"{args.ranks} rank(s), teacher in {'bfloat16' if amp else 'float32'}.\n\n"
-        f"{HEADER}\n" + "\n".join(rows) + "\n\n"
-        "Milliseconds of a step: the teacher's and the view's serve all cells together, the "
-        "student's is one cell's; a cell-step is their sum per cell. The teacher's is its time for "
-        f"a batch by the share of views that are new in {EPOCHS} epochs; on a full sheet none is. "
-        f"Memory is the ranks' sum. Testing a cell on 10,000 images takes {last['test']:.3f} s.\n"
+        f"{cost.HEADER}\n" + "\n".join(rows) + "\n\n" + cost.foot(engine[-1], device.type == "cuda")
     )
+    grid_line = next((line for line in engine if line["cells"] == GRID), None)
+    if args.estimate:
+        told = cost.estimate_text(grid_line, lines[-1])
+        print(f"\n{told}")
+        text += f"\n{told}"
     write_atomic(folder / "bench.md", text.encode())
-    if grid := [line for line in lines if line["cells"] == GRID]:
-        write_atomic(folder / "bench.png", picture(lines[0]["cell"], grid[0]))
+    if grid_line:
+        write_atomic(folder / "bench.png", cost.picture(lines[0]["cell"], grid_line))
     print(f"written: {folder / 'bench.md'}")
 
 
