@@ -1,0 +1,92 @@
+#!/bin/sh
+# What a GPU makes of all this, for a person who has one.
+#
+#   sh gpu.sh            into gpu-report/, or gpu-report-2/ and so on where that is taken
+#   sh gpu.sh FOLDER     into a new FOLDER
+#
+# The tests that need a GPU; the quick experiment, twice, for the second time must find everything
+# done; the benchmark, and from its figures what `sh exp.sh` will take here. Nothing is downloaded but
+# what setup.sh may lack. A part that fails keeps no other from its turn. FOLDER/REPORT.md says how it
+# went and can be attached to an issue. Exit status: 1 where a part failed, 2 where there is no GPU.
+set -eu
+cd "$(dirname "$0")"
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+OUT=${1:-gpu-report}
+if [ $# -gt 0 ] && [ -e "$OUT" ]; then
+    echo "error: $OUT is there already: name a new folder" >&2
+    exit 2
+fi
+number=1
+while [ -e "$OUT" ]; do
+    number=$((number + 1))
+    OUT=gpu-report-$number
+done
+
+NEEDS="requirements.txt requirements-dev.txt"
+. ./setup.sh
+export PYTHON
+
+driver=$(nvidia-smi --id=0 --query-gpu=driver_version --format=csv,noheader 2>/dev/null) ||
+    driver=unknown
+probe='
+import sys, torch
+built = f"torch {torch.__version__} for CUDA {torch.version.cuda}"
+if not torch.cuda.is_available():
+    sys.exit(f"error: torch sees no GPU here ({built}, driver {sys.argv[1]}), and gpu.sh is for one")
+gpu = torch.cuda.get_device_properties(0)
+print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {built}; driver {sys.argv[1]}")'
+machine=$("$PYTHON" -W ignore -c "$probe" "$driver") || exit 2
+commit=$(git rev-parse --short=10 HEAD 2>/dev/null) || commit=unknown
+echo "$machine" >&2
+mkdir -p "$OUT"
+
+rows='' failed=''
+part() { # what it is, the file for its output, the command
+    name=$1 log=$2
+    shift 2
+    echo "== $name" >&2
+    since=$(date +%s) result=passed
+    "$@" >"$OUT/$log" 2>&1 || result="**failed**, status $?"
+    seconds=$(($(date +%s) - since))
+    echo "   $result, $seconds s" >&2
+    [ "$result" = passed ] || failed="$failed $log"
+    rows="$rows| $name | $result | $((seconds / 60)) min $((seconds % 60)) s | $log |
+"
+}
+
+quick() {
+    OUT_DIR="$OUT/quick" sh exp.sh --quick
+}
+
+nothing_left() { # the quick experiment again: a run that is trained again has a new row
+    before=$(cksum <"$OUT/quick/results/results.csv") && quick || return
+    [ "$before" = "$(cksum <"$OUT/quick/results/results.csv")" ] || {
+        echo "error: results.csv is another one now: not every run was skipped"
+        return 1
+    }
+}
+
+part "tests on the GPU" tests.txt "$PYTHON" -m pytest -q tests/test_cuda.py
+part "exp.sh --quick" quick.txt quick
+part "the same again, nothing left to do" again.txt nothing_left
+part "bench.py and the estimate" bench.txt \
+    "$PYTHON" bench.py --cells 1 45 225 --estimate --out-dir "$OUT/bench"
+
+{
+    printf '# gpu.sh\n\n%s; commit %s; %s.\n\n' "$machine" "$commit" "$(date -u '+%F %R UTC')"
+    printf '| part | result | time | output |\n|---|---|---:|---|\n%s\n' "$rows"
+    for log in $failed; do
+        printf 'The end of %s:\n\n```\n%s\n```\n\n' "$log" "$(tail -n 20 "$OUT/$log")"
+    done
+    printf 'Tests: %s\n\n' "$(tail -n 1 "$OUT/tests.txt")"
+    printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/,$p' "$OUT/quick.txt")"
+    cat "$OUT/bench/results/bench.md" 2>/dev/null || echo "There is no bench.md."
+} >"$OUT/REPORT.md"
+
+echo "written: $OUT/REPORT.md" >&2
+if [ -n "$failed" ]; then
+    echo "failed:$failed" >&2
+    exit 1
+fi
