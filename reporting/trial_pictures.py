@@ -42,21 +42,23 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     axes = part.subplots()
     axes.axhline(0, color=INK, lw=1.2)
     shown = [side for side in trial.sides if side in set(tests.side)]
+    ticks = sorted(tests[along].unique())
     for index, side in enumerate(shown):
         line = tests[tests.side == side].sort_values(along)
-        at = line[along] * 1.02 ** (index - (len(shown) - 1) / 2)  # bars beside each other
+        aside = 0.012 * (index - (len(shown) - 1) / 2)  # of the axis: bars beside each other
+        at = line[along] * (ticks[-1] / ticks[0]) ** aside
         look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 6}
         gains, halves = 100 * line.difference, 100 * line.half
         axes.errorbar(at, gains, halves, capsize=3, elinewidth=1.2, mfc="white", label=side, **look)
         holds = line.sign != 0
-        axes.plot(at[holds], gains[holds], ls="", **look)
-    ticks = sorted(tests[along].unique())
+        axes.plot(at[holds], gains[holds], ls="", zorder=3, **look)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
-    what = f"{where}; every side tuned with {sides.BUDGET} tries; 95 % intervals over "
-    what += f"{trial.fresh} fresh seeds; filled: holds after Holm's correction"
+    what = (
+        f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {trial.fresh} fresh seeds"
+    )
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes
