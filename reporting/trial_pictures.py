@@ -57,8 +57,7 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
-    what = (
-        f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {trial.fresh} fresh seeds"
-    )
+    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {trial.fresh} fresh "
+    what += "seeds; filled: holds after correction"
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes
