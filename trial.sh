@@ -35,7 +35,7 @@ done
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 400}" "${WIDTH:=8}"
     : "${WIDTHS=4 8}" "${SIZE:=400}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
-    : "${TEACHER_FLAGS:=--width 16 --epochs 6 --t-max 6 --lr 0.02 --momentum 0.9 --batch-size 32}"
+    : "${TEACHER_FLAGS:=--width 8 --epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
 : "${SIZES:=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
