@@ -16,12 +16,11 @@
 #   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
 #   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
 # A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+# shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 cd "$(dirname "$0")"
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
-QUICK=
+QUICK=''
 for option in "$@"; do
     case "$option" in
     --quick) QUICK=1 ;;
@@ -38,56 +37,29 @@ if [ -n "$QUICK" ]; then
     : "${TEACHER_FLAGS:=--width 8 --epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
-: "${SIZES:=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
+: "${SIZES=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
 : "${STEPS:=2000}" "${FRESH:=10}" "${METHODS:=}" "${TEACHER:=}" "${SAME_TEACHER:=}"
 : "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
 : "${FLAGS:=}" "${RANKS:=}"
 
 NEEDS=requirements.txt
 . ./setup.sh
-
-GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-THREADS=
-if [ "$GPUS" -gt 0 ]; then
-    : "${RANKS:=$GPUS}"
-else
-    # As in exp.sh: small tensors do not keep several threads of a rank busy.
-    cores=$(nproc 2>/dev/null || echo 2)
-    : "${RANKS:=$((cores < 4 ? cores : 4))}"
-    THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
-fi
+. ./ranks.sh
 
 data="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --val-size $VAL_SIZE"
-failed=0
-
-# The lists in $-variables are meant to be split into words throughout.
-# shellcheck disable=SC2086
 
 # What goes wrong at one place is no reason to leave the others undone; the report names them.
-# Ctrl-C and signals end the script.
-try() {
-    "$@" || {
-        status=$?
-        [ "$status" -le 2 ] || exit "$status"
-        failed=2
-        return 1
-    }
-}
-
-stage() { # flags of trial.py
-    if [ "$RANKS" = 1 ]; then
-        try "$PYTHON" trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS "$@"
-    else
-        try env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
-            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
-            trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS "$@"
-    fi
+attempt() { # a command; says by its status whether it went well
+    before=$failed failed=0
+    try "$@"
+    [ "$failed" = 0 ] && failed=$before
 }
 
 place() { # images, width, then the sides' flags
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        stage --stage $stage --train-size "$1" --width "$2" $3 || return 0
+        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS \
+            --stage $stage --train-size "$1" --width "$2" $3 || return 0
     done
 }
 
@@ -107,7 +79,7 @@ done
 for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
-    try "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
+    attempt "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
         --epochs "$epochs" --t-max "$epochs" || continue
     place "$size" "$WIDTH" "--sides kd-same --teacher-seed 1"
 done

@@ -1,0 +1,60 @@
+# Sourced by exp.sh and trial.sh after setup.sh: how many GPUs and processes there are ($GPUS, $RANKS,
+# $THREADS), and how a command is run on them (try, spread). $failed becomes 2 where one went wrong.
+# shellcheck shell=sh disable=SC2034,SC2086
+
+THREADS=''
+# Counted are the GPUs that the scripts will use: the driver may have some that torch is too new for.
+count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
+case " $(echo $FLAGS | tr '=' ' ') " in
+*" --device cpu "*) GPUS=0 ;;
+*" --device cuda:"*) GPUS=1 ;;
+*)
+    GPUS=$("$PYTHON" -c "$count")
+    if [ "$GPUS" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && # '' hides them on purpose
+        nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+        echo "error: nvidia-smi lists a GPU that torch cannot use: install a newer driver, or a torch for
+this one (https://pytorch.org). If you mean the CPU: FLAGS=\"${FLAGS:+$FLAGS }--device cpu\" sh $0 $*" >&2
+        exit 2
+    fi
+    ;;
+esac
+if [ "$GPUS" -gt 0 ]; then
+    : "${RANKS:=$GPUS}"
+else
+    # Small tensors do not keep several threads busy: on two cores, two ranks of one thread took
+    # less time than one rank of two (docs/performance.md).
+    cores=$(nproc 2>/dev/null || echo 2)
+    : "${RANKS:=$((cores < 4 ? cores : 4))}"
+    THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
+fi
+
+failed=0 pids='' # of what runs in the background
+leave() { # with a status, after what runs in the background, which saves first
+    trap '' INT TERM
+    [ -z "$pids" ] || sleep 1 # one just forked still has this shell's traps, and would lose it
+    kill $pids 2>/dev/null || true
+    wait
+    exit "$1"
+}
+trap 'leave 130' INT
+trap 'leave 143' TERM
+
+# A run that went wrong by itself (a loss that became non-finite, say) has said so in a line, and is
+# no reason to leave the other runs undone. Ctrl-C and signals end the script.
+try() {
+    "$@" || {
+        status=$?
+        [ "$status" -le 2 ] || leave "$status"
+        failed=2
+    }
+}
+
+spread() { # over so many processes: a script and its flags
+    ranks=$1 && shift
+    if [ "$ranks" = 1 ]; then
+        "$PYTHON" "$@"
+    else
+        OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m torch.distributed.run --standalone \
+            --nproc-per-node "$ranks" "$@"
+    fi
+}
