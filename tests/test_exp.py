@@ -1,4 +1,4 @@
-"""exp.sh with a Python that only writes down what it is to run, on GPUs that are not there."""
+"""exp.sh and trial.sh, a Python that only writes down what it is to run, GPUs that are not there."""
 
 import contextlib
 import os
@@ -40,19 +40,19 @@ TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts exp.sh on a machine of so many GPUs."""
+    """Starts a shell script on a machine of so many GPUs."""
     tools = {"python": PYTHON.format(python=sys.executable), "nvidia-smi": SMI, "torch.py": TORCH}
     for name, text in tools.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def begin(gpus: int, *options: str, **env: str) -> subprocess.Popen:
+    def begin(gpus: int, *options: str, script: str = "exp.sh", **env: str) -> subprocess.Popen:
         env |= {"PYTHON": str(tmp_path / "python"), "PYTHONPATH": str(tmp_path)}
         env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
         rest = {"CARDS": str(gpus), "SEEDS": "0 1", "ALPHAS": "0.5", "TEMPERATURES": "1 4"}
         kept = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         process = subprocess.Popen(
-            ["sh", "exp.sh", *options],
+            ["sh", script, *options],
             cwd=ROOT,
             env=kept | rest | env,
             stdout=subprocess.PIPE,
@@ -210,3 +210,18 @@ def test_cell_by_cell_it_is_trained_by_itself(exp):
     assert status == 0 and not any("--alone" in line for line in ran)
     assert [ALONE in line for line in ran] == [False, True, False, False, False, False, False]
     assert "== student alone\n" in err
+
+
+# ---------------------------------------------------------------- the trial
+
+
+def test_a_stage_that_goes_wrong_ends_its_place_alone(exp, tmp_path):
+    """Its later stages would choose from nothing. The other places and the report still come."""
+    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": "t.pt", "WIDTHS": "", "RANKS": "1"}
+    env |= {"FAILS": "final --train-size 100", "STATUS": "2", "SIZES": "100 400"}
+    status, ran, _, _ = exp(1, "--quick", script="trial.sh", **env)
+    places = [line.split("--stage ")[1].split(" --sides")[0] for line in ran if "--stage" in line]
+    whole = [f"{stage} --train-size 400 --width 8" for stage in ("search", "final", "fresh")]
+    broken = ["search --train-size 100 --width 8", "final --train-size 100 --width 8"]
+    assert places == [*broken, *whole] and status == 2
+    assert "--report" in ran[-1] and all("--teacher t.pt" in line for line in ran[:-1])
