@@ -1,4 +1,4 @@
-"""exp.sh and trial.sh, a Python that only writes down what it is to run, GPUs that are not there."""
+"""exp.sh and trial.sh with a Python that only writes down what it is to run, on GPUs not there."""
 
 import contextlib
 import os
