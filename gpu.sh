@@ -80,7 +80,7 @@ part "bench.py and the estimate" bench.txt \
     for log in $failed; do
         printf 'The end of %s:\n\n```\n%s\n```\n\n' "$log" "$(tail -n 20 "$OUT/$log")"
     done
-    printf 'Tests: %s\n\n' "$(tail -n 1 "$OUT/tests.txt")"
+    printf 'Tests: %s\n\n' "$(grep . "$OUT/tests.txt" | tail -n 1)"
     printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/,$p' "$OUT/quick.txt")"
     cat "$OUT/bench/results/bench.md" 2>/dev/null || echo "There is no bench.md."
 } >"$OUT/REPORT.md"

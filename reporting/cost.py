@@ -97,14 +97,12 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
             resnet["test"],
         ),
     ]
-    return [
-        (
-            name,
-            f"{what} x ({STEPS} steps x {1000 * step:.3f} ms + {test:.3f} s of testing)",
-            epochs * (STEPS * step + test) / 60,
-        )
-        for name, epochs, what, step, test in parts
-    ]
+    found = []
+    for name, epochs, what, step, test in parts:
+        tested = f" + {test:.3f} s of testing" if test else ""
+        how = f"{what} x ({STEPS} steps x {1000 * step:.3f} ms{tested})"
+        found.append((name, how, epochs * (STEPS * step + test) / 60))
+    return found
 
 
 def estimate_text(grid: dict, resnet: dict) -> str:
