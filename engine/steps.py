@@ -143,6 +143,8 @@ class Steps:
         except RuntimeError as error:
             why = reason(error)
             note(f"this step cannot be recorded ({why}): its kernels are launched one by one")
+            # A failed capture leaves traces in torch's allocator: no other of this process tries.
+            CAPTURE.pop(self.run.device.type, None)
             self.capture = None
         return self.replay is not None
 
