@@ -11,7 +11,7 @@ from itertools import product
 import flags
 from engine.cells import Cell
 from engine.grid import run_command, teacher_seed
-from losses import METHODS
+from losses import METHODS, is_taught
 from utils import UserError, run_script
 
 
@@ -30,7 +30,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     common = {
         "method": args.method,
         "scale_t2": args.scale_t2,
-        "teacher_seed": teacher_seed(args) if method and method.family != "labels" else None,
+        "teacher_seed": teacher_seed(args) if is_taught(args.method) else None,
     }
     cells = []
     for own in flags.sweep(args, args.student, args.student_width):

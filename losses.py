@@ -205,3 +205,8 @@ METHODS: dict[str, Method] = {
     "pkt": Method("relation", stage_losses.pkt, "Passalis & Tefas 2018, ECCV", beta=1.0),
     "cc": Method("relation", stage_losses.cc, "Peng et al. 2019, ICCV", beta=0.003),
 }
+
+
+def is_taught(method: str) -> bool:
+    """Whether a teacher has a part in it; `none` and methods on labels alone have none."""
+    return method != "none" and METHODS[method].family != "labels"

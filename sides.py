@@ -14,7 +14,7 @@ import pandas as pd
 
 from engine.cells import Cell
 from engine.rows import csv_path, locked
-from losses import METHODS
+from losses import METHODS, is_taught
 from utils import write_atomic
 
 BUDGET = 60  # configurations that a side tries
@@ -91,8 +91,7 @@ def cells(
 ) -> list[Cell]:
     """The cells of some configurations of a side, seed by seed."""
     method = {"alone": "none", KD_SAME: "kd"}.get(side, side)
-    taught = method != "none" and METHODS[method].family != "labels"
-    own = {"method": method, "teacher_seed": teacher_seed if taught else None}
+    own = {"method": method, "teacher_seed": teacher_seed if is_taught(method) else None}
     every = product(seeds, configs)
     return [Cell("cnn", width, seed, **own, **config._asdict()) for seed, config in every]
 

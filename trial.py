@@ -10,24 +10,22 @@ What is tried and how it is chosen is in sides.py, why in docs/trial.md.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import pandas as pd
 
 import flags
 import sides
-from engine.cells import Cell, Settings, run_id
-from engine.grid import run_command, teacher_seed
+from engine.cells import OPTIMISER, Cell, run_id
+from engine.grid import run_command, settings_of, teacher_seed
 from engine.rows import csv_path, read_rows
 from reporting.rows import PROTOCOL, clean
-from utils import UserError, note, run_script, write_atomic
+from utils import Diverged, UserError, is_lead, note, run_script, write_atomic
 
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
 # The trial sets these itself, so the flags that training scripts have for them are refused.
-OWN = ("epochs", "t_max", "eval_every", "last_batch", "lr", "weight_decay", "seed")
-DIVERGED = "the loss became non-finite"  # what the engine says of a cell that leaves no row
+OWN = ("epochs", "t_max", "eval_every", "last_batch", *OPTIMISER, "seed")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,20 +37,18 @@ def main(argv: list[str] | None = None) -> None:
         args.train_size, args.steps, args.batch_size
     )
     args.last_batch, args.teacher_cache = "weigh", "auto"
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    settings = settings_of(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     cells = [cell for cell in cells_of(args) if run_id(cell, settings) not in known]
     try:
         run_command(cells, args)
-    except UserError as error:
-        # A search that reaches as far as the largest useful learning rate must lose some. The
-        # engine says so when all others have their rows, so what has none now has diverged.
-        if DIVERGED not in str(error):
-            raise
+    except Diverged:
+        # A search that reaches as far as the largest useful learning rate must lose some. All
+        # others have their rows by now, so what has none has diverged.
         there = set(read_rows(csv_path(args.out_dir)).run_id)
         lost = {run_id(cell, settings) for cell in cells} - there
         note(f"{len(lost)} of {len(cells)} runs diverged and left no row")
-        if os.environ.get("RANK", "0") == "0":
+        if is_lead():
             sides.note_diverged(args.out_dir, lost)
 
 
@@ -96,7 +92,7 @@ def rows_here(args: argparse.Namespace) -> pd.DataFrame:
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
     here = rows.width == args.width
     for name in PROTOCOL:
-        if name not in ("lr", "weight_decay"):
+        if name not in OPTIMISER:
             here &= rows[name] == getattr(args, name)
     return rows[here]
 

@@ -22,6 +22,10 @@ class UserError(Exception):
     """One line for the person at the terminal; the scripts print it and exit with status 2."""
 
 
+class Diverged(UserError):
+    """Some cells' losses became non-finite; every other cell has its row."""
+
+
 class OwnError(UserError):
     """A UserError of this rank alone: under torchrun the lead does not know of it."""
 
@@ -40,7 +44,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         # Under torchrun every rank has it, and one says it; but for a rank's own error.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, OwnError):
+        if is_lead() or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -61,9 +65,14 @@ def checksum(files: Iterable[Path]) -> int:
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
+def is_lead() -> bool:
+    """Whether this process speaks for the command: alone, or the first under torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(line: str) -> None:
     """A line on stderr, from the lead rank alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_lead():
         print(line, file=sys.stderr, flush=True)
 
 

@@ -7,7 +7,7 @@ differs from the reference protocol, so that two runs share an id only if they a
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from losses import METHODS
+from losses import METHODS, is_taught
 from models import MODELS
 
 
@@ -55,7 +55,7 @@ class Cell:
     @property
     def taught(self) -> bool:
         """Whether a teacher has a part in its training."""
-        return self.family not in (None, "labels")
+        return is_taught(self.method)
 
 
 # The reference's settings, a cell's own among them.

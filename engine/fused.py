@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.trainee import Batch, Trainee, mix
-from losses import hard_loss
+from losses import Method, hard_loss
 from models import CNN
 from models.cnn import pool
 
@@ -47,12 +47,11 @@ class FusedStep:
         self.weight = self._column(t.soft_weight for t in trainees)
         self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
         # Which cells have a soft loss, and which: method -> their places in the stack.
-        self.methods = {
-            method: torch.tensor([i for i, t in enumerate(trainees) if t.method is method]).to(
-                self.lr.device
-            )
-            for method in dict.fromkeys(t.method for t in trainees if t.method)
-        }
+        places: dict[Method, list[int]] = {}
+        for place, trainee in enumerate(trainees):
+            if trainee.method:
+                places.setdefault(trainee.method, []).append(place)
+        self.methods = {m: torch.tensor(p, device=self.lr.device) for m, p in places.items()}
 
     def _column(self, values: Iterable[float]) -> Tensor:
         """A value a cell, [C]."""

@@ -17,16 +17,16 @@ from engine.rows import csv_path, machine, read_rows
 from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
-from utils import UserError, check_writable, load_checkpoint
+from utils import Diverged, UserError, check_writable, load_checkpoint
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     """Train a script's cells, one group (a seed's) after another.
 
-    Raises UserError for whatever stands in the way, and at the end for cells that diverged.
+    Raises UserError for whatever stands in the way, and Diverged at the end for cells that did.
     """
     ranks, device = parallel.start(args.device, args.threads)
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    settings = settings_of(args)
     if settings.amp is None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
     for name in ("results", "checkpoints", "runs"):
@@ -56,7 +56,12 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
             clear(group, run)
     parallel.stop()
     if complaints:
-        raise UserError(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
+        raise Diverged(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The flags that are settings; `amp` is None where the device is to decide."""
+    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:

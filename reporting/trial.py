@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 import sides
+from engine.cells import OPTIMISER
 from reporting import stats
 from reporting.rows import PROTOCOL
 from reporting.tables import distinct, duration, percent, plural, points, several, show
 from utils import UserError
 
 PLACE = ["images", "width"]
-OF_PLACE = ("train_size", "epochs", "t_max", "lr", "weight_decay")  # settings a trial varies
+OF_PLACE = ("train_size", "epochs", "t_max", *OPTIMISER)  # settings a trial varies
 RATE = 0.1  # the learning rate that an untuned comparison would have kept: the protocol's
 MADE = ("device", "machine", "amp", "torch", "commit")
 # Ends of a range beyond which there is nothing to try.
