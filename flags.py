@@ -80,6 +80,8 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--t-max", type=COUNT, default=DEFAULTS.t_max,
         help="epochs until the cosine reaches 0; the reference stops half-way")  # fmt: skip
     add("--momentum", type=BELOW_ONE, default=DEFAULTS.momentum, help="SGD momentum")
+    add("--clip", type=NOT_NEGATIVE, default=DEFAULTS.clip, metavar="NORM",
+        help="shorten a step's gradient to this norm where it is longer; 0: never")  # fmt: skip
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],

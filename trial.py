@@ -25,7 +25,7 @@ from utils import Diverged, UserError, is_lead, note, run_script, write_atomic
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
 # The trial sets these itself, so the flags that training scripts have for them are refused.
-OWN = ("epochs", "t_max", "eval_every", "last_batch", *OPTIMISER, "seed")
+OWN = ("epochs", "t_max", "eval_every", "last_batch", "clip", *OPTIMISER, "seed")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args.epochs = args.t_max = args.eval_every = epochs_of(
         args.train_size, args.steps, args.batch_size
     )
-    args.last_batch, args.teacher_cache = "weigh", "auto"
+    args.last_batch, args.clip, args.teacher_cache = "weigh", sides.CLIP, "auto"
     settings = settings_of(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     cells = [cell for cell in cells_of(args) if run_id(cell, settings) not in known]

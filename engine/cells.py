@@ -23,6 +23,7 @@ class Settings:
     last_batch: str = "keep"  # what is left of an epoch: a step as any, dropped, or weighed
     t_max: int = 200  # epochs in half a cosine; the reference stops half-way down
     momentum: float = 0.0
+    clip: float = 0.0  # longest gradient of a step, over all weights; 0: however long it is
     normalization: str = "reference"
     amp: bool = False  # bfloat16 autocast in the networks that gain by it
 
@@ -75,6 +76,7 @@ SHORT = {
     "t_max": "tmax",
     "momentum": "m",
     "weight_decay": "wd",
+    "clip": "clip",
     "normalization": "norm",
 }
 DATA_SETTINGS = ("dataset", "train_size", "val_size")

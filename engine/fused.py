@@ -40,6 +40,7 @@ class FusedStep:
         self.lr = self._column(t.cell.lr for t in trainees)
         decay = [t.cell.weight_decay for t in trainees]
         self.decay = self._column(decay) if any(decay) else None
+        self.clip = trainees[0].clip
         self.sums = torch.stack([t.sums for t in trainees])  # [C, 5]
         for trainee, row in zip(trainees, self.sums, strict=True):
             trainee.sums = row
@@ -116,6 +117,8 @@ class FusedStep:
         # No parameter is in two cells' losses.
         gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))
         with torch.no_grad():
+            if self.clip:
+                gradients = clipped(gradients, self.clip)
             for (name, stack), gradient in zip(self.stacks.items(), gradients, strict=True):
                 self._descend(name, stack, gradient)
             correct = (logits.argmax(2) == batch.labels).to(loss.dtype).mean(1)
@@ -124,12 +127,20 @@ class FusedStep:
 
     def _descend(self, name: str, stack: Tensor, gradient: Tensor) -> None:
         """SGD with momentum and weight decay, as torch.optim.SGD has them, cell by cell."""
-
-        def by_cell(column: Tensor) -> Tensor:
-            return column.view(-1, *[1] * (stack.ndim - 1))
-
         if self.decay is not None:
-            gradient = gradient + by_cell(self.decay) * stack
+            gradient = gradient + by_cell(self.decay, stack) * stack
         if self.momentum:
             gradient = self.velocity[name].mul_(self.momentum).add_(gradient)
-        stack.sub_(by_cell(self.lr) * gradient)
+        stack.sub_(by_cell(self.lr, stack) * gradient)
+
+
+def clipped(gradients: Iterable[Tensor], longest: float) -> list[Tensor]:
+    """Gradients [C, ...] as torch.nn.utils.clip_grad_norm_ leaves them, each cell by its own."""
+    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
+    shorten = (longest / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)  # [C]
+    return [gradient * by_cell(shorten, gradient) for gradient in gradients]
+
+
+def by_cell(column: Tensor, stack: Tensor) -> Tensor:
+    """A value a cell, [C], to be multiplied with a stack [C, ...]."""
+    return column.view(-1, *[1] * (stack.ndim - 1))

@@ -34,7 +34,7 @@ COLUMNS = (
     # New columns go to the end, so that whoever reads the first ones by position stays right.
     + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
-    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch"]
+    + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
 )
 
 

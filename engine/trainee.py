@@ -60,7 +60,7 @@ class Trainee:
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
         on_gpu = device.type == "cuda"
         self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
-        self.t_max = settings.t_max
+        self.t_max, self.clip = settings.t_max, settings.clip
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
             self.lr,
@@ -103,6 +103,10 @@ class Trainee:
             self.lr = self.lr_at(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr
+
+    def learned(self) -> list[nn.Parameter]:
+        """All that the optimiser moves."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def tensors(self) -> list[Tensor]:
         """All that a step changes, the very memory."""
@@ -184,6 +188,8 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
+    if trainee.clip:
+        nn.utils.clip_grad_norm_(trainee.learned(), trainee.clip)
     trainee.optimiser.step()
     with torch.no_grad():
         correct = (logits.argmax(1) == batch.labels).double().mean()

@@ -17,7 +17,7 @@ from utils import UserError
 
 PROTOCOL = (
     *("dataset", "train_size", "val_size", "epochs", "batch_size", "last_batch", "lr"),
-    *("t_max", "momentum", "weight_decay", "normalization"),
+    *("t_max", "momentum", "weight_decay", "clip", "normalization"),
 )
 TEXT = (
     *("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device"),

@@ -88,9 +88,10 @@ def title(settings: dict) -> str:
     if settings["val_size"]:
         parts.append(f"{settings['val_size']:,.0f} for validation")
     parts += [plural(int(settings["epochs"]), "epoch"), f"T_max {settings['t_max']:g}"]
-    for name in ("batch_size", "last_batch", "lr", "momentum", "weight_decay", "normalization"):
+    told = ("dataset", "train_size", "val_size", "epochs", "t_max")
+    for name in PROTOCOL:
         value = settings[name]
-        if value != REFERENCE[name]:
+        if name not in told and value != REFERENCE[name]:
             parts.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
     return ", ".join(parts) + (" (the reference's protocol)" if is_reference(settings) else "")
 

@@ -35,6 +35,7 @@ def row(run_id, acc, **changes):
         "momentum": 0.0,
         "weight_decay": 0.0,
         "last_batch": "keep",
+        "clip": 0.0,
         "normalization": "reference",
         "amp": False,
     }

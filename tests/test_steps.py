@@ -35,10 +35,13 @@ def batch_number(step: int, data, teacher) -> Batch:
     return Batch(x, data.train.labels[views.index], teacher(pixels).double(), weight=weight)
 
 
-@pytest.mark.parametrize("momentum, method", [(0.0, "kd"), *((0.9, name) for name in RESPONSE)])
-def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, method):
+@pytest.mark.parametrize(
+    "momentum, clip, method",
+    [(0.0, 0.0, "kd"), (0.0, 1.0, "kd"), *((0.9, 0.0, name) for name in RESPONSE)],
+)
+def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, clip, method):
     """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
-    settings = replace(TINY, momentum=momentum)
+    settings = replace(TINY, momentum=momentum, clip=clip)
     cells = [
         of_response(method, a, t, **own) for a in (0.3, 0.9) for t in (1.0, 4.0) for own in OWN
     ]
@@ -306,6 +309,26 @@ def test_a_weighed_last_batch_steps_as_far_as_its_share(make_run):
         moved[last_batch] = (trainee.model.head.bias.detach() - first).double()
     last = moved["keep"] - moved["drop"]  # what the last batch's whole step adds
     torch.testing.assert_close(moved["weigh"] - moved["drop"], last * 4 / 32, rtol=1e-2, atol=1e-8)
+
+
+def moved_by_a_step(clip, batch):
+    """How far a step at lr 0.1 moves the weights of a distilled student, in all."""
+    trainee = Trainee(replace(GRID[0], lr=0.1), replace(TINY, clip=clip), 10, CPU)
+    trainee.model.double()
+    first = [p.detach().clone() for p in trainee.model.parameters()]
+    PlainStep([trainee], False)(batch)
+    moved = [p - q for p, q in zip(trainee.model.parameters(), first, strict=True)]
+    return torch.cat([m.flatten() for m in moved]).norm().item()
+
+
+def test_a_clipped_step_is_as_long_as_the_norm_and_no_shorter_one_is_touched(
+    tiny_data, tiny_teacher
+):
+    batch = batch_number(0, tiny_data, tiny_teacher)
+    free = moved_by_a_step(0.0, batch)
+    assert moved_by_a_step(free / 0.1 / 2, batch) == pytest.approx(free / 2, rel=1e-5)
+    assert moved_by_a_step(free / 0.1 * 2, batch) == free
+    assert run_id(GRID[0], replace(TINY, clip=5.0)).endswith("-clip5")
 
 
 def test_nothing_left_by_a_dropped_batch_is_an_error(make_run):

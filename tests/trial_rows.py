@@ -29,7 +29,7 @@ def rows_of(cells, accuracy, images=1000, **changes):
     """The rows that a stage leaves: `accuracy(cell)` gives those of test and held-out images."""
     epochs = trial.epochs_of(images)
     settings = Settings(train_size=images, val_size=5000, epochs=epochs, t_max=epochs,
-                        last_batch="weigh")  # fmt: skip
+                        last_batch="weigh", clip=sides.CLIP)  # fmt: skip
     rows = []
     for cell in cells:
         test, val = (round(float(value), 4) for value in accuracy(cell))
