@@ -102,14 +102,14 @@ def write_report(out_dir: Path, fresh: int) -> None:
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
-    from reporting import report, trial, trial_pictures  # matplotlib: no need of a stage
+    from reporting import report, trial, trial_page, trial_pictures  # not what a stage needs
 
     path = csv_path(out_dir)
     found = trial.read(clean(read_rows(path)), fresh, sides.diverged(out_dir))
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():
         write_atomic(path.parent / f"{name}.png", png)
-    text = report.render("TRIAL.md", trial.page(found) | {"pictures": list(drawn)})
+    text = report.render("TRIAL.md", trial_page.page(found) | {"pictures": list(drawn)})
     write_atomic(path.parent / "TRIAL.md", text.encode())
     print(text)
     print(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")

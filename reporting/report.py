@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from reporting import compare, rows, stats, tables
+from reporting import compare, replication, rows, stats, tables
 from reporting.compare import Results
 from utils import UserError
 
@@ -17,7 +17,7 @@ TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
 )
-for module in (compare, rows, stats, tables):
+for module in (compare, replication, rows, stats, tables):
     TEMPLATES.globals.update(vars(module))
 
 

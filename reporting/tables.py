@@ -192,14 +192,14 @@ AGAINST = ["role", "model", "α", "T", "this project", "reference", "difference"
 def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     """The reference's rows that have ours, with `mean`, `std` (ours) and `difference`.
 
-    Both sides are best epochs. Only plain kd counts, and only students of a teacher of the
-    reference's own width and protocol, or of none.
+    Both sides are best epochs. Only plain kd counts, whoever taught; a teacher only of the
+    reference's own width and protocol.
     """
     teachers = results.protocol.teachers
     alike = [is_reference(row) for row in teachers.to_dict("records")]
     teachers = teachers[np.array(alike, dtype=bool) & (teachers.student == teachers.model)]
     rows = results.protocol.rows
-    taught = rows[(rows.kind == "kd") & rows.teacher.isin(teachers.run_id)]
+    taught = rows[rows.kind == "kd"]
     alone = rows[(rows.kind == ALONE) & (rows.role == "student")]
     ours = pd.concat([teachers, alone, taught])
     ours = ours[(ours.student == ours.model) & ours.best_test_acc.notna()]

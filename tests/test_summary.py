@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,9 @@ from summary_rows import (
 )
 
 import summarize
+import utils
 from engine.rows import read_rows
-from reporting import compare, pictures, stats, tables
+from reporting import compare, pictures, replication, report, stats, tables
 from reporting.rows import CELL
 
 KD = ("cnn", "kd")
@@ -386,14 +388,65 @@ def test_only_the_reference_protocol_stands_beside_the_reference():
         assert "Beside the reference" not in "".join(texts(rows))
 
 
-def test_students_of_another_teacher_never_stand_beside_the_reference():
+def test_who_taught_is_named_beside_the_reference_and_stands_there_only_if_alike():
     rows = synthetic(2, settings=REFERENCE, alphas=(0.5, 0.9), ts=(5, 10))
     small = {"run_id": "resnet18w32-teacher-s0", "width": 32, "epochs": 14, "t_max": 14}
     rows.loc[rows.role == "teacher", list(small)] = list(small.values())
     rows.loc[rows.role == "distill", "teacher"] = small["run_id"]
     _, text = texts(rows)
-    assert "| distill | cnn" not in text
-    assert "| student | cnn |" in text  # the student alone needs no teacher
+    assert "Ours were taught by `resnet18w32-teacher-s0`." in text
+    assert "| distill | cnn | 0.5 | 5 |" in text and "| student | cnn |" in text
+    assert "| teacher | resnet18 | —" not in text
+
+
+def as_the_reference(seeds, noise=0.0, shift=0.0):
+    """Our grid of three seeds with the reference's very figures, moved and with noise."""
+    rows = synthetic(seeds, settings=REFERENCE)
+    theirs = report.read_reference(utils.ROOT / "results" / "reference.csv")
+    known = theirs[theirs.model == "cnn"].set_index(["alpha", "temperature"]).test_acc
+    draw = np.random.default_rng(0)
+    for i, entry in rows[rows.role == "distill"].iterrows():
+        acc = known[entry.alpha, entry.temperature] + shift + draw.normal(0, noise)
+        rows.loc[i, ["best_test_acc", "test_acc"]] = acc, acc - 0.002 - 0.001 * entry.seed
+    return rows
+
+
+def repeated(rows):
+    reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
+    return replication.replication(only(rows), reference)
+
+
+def test_the_reference_s_own_table_repeats_itself():
+    found = repeated(as_the_reference(3, noise=1e-6, shift=0.01))
+    assert found.ours.shape == (3, 45)
+    assert "over 45 cells is 1.00 for our means" in replication.pattern(found)
+    assert "is −1.00 points from ours" in replication.inside(found)
+    assert "in 0 of 45 cells" in replication.inside(found)
+    best = replication.best_cells(found)
+    assert "α 0.9, T 5 (3 of 3)" in best and "is number 1 of our 45" in best
+    # 0.2, 0.3 and 0.4 points by seed: t(2) = 4.303, 0.1 / sqrt(3) = 0.0577
+    assert "adds +0.30 [+0.05, +0.55] to these cells" in replication.best_epoch(found)
+
+
+def test_noise_repeats_no_pattern():
+    rows = as_the_reference(3)
+    grid = rows.role == "distill"
+    noise = np.random.default_rng(1).normal(0.62, 0.003, grid.sum())
+    rows.loc[grid, "best_test_acc"] = noise
+    found = repeated(rows)
+    own = [replication.rho(row, found.reference) for _, row in found.ours.iterrows()]
+    assert np.abs(own).max() < 0.45  # three standard errors of 45 cells
+    assert int(re.search(r"in (\d+) of 45 cells", replication.inside(found))[1]) >= 42
+    assert "(3 of 3)" not in replication.best_cells(found)
+
+
+def test_a_part_of_the_grid_or_a_single_seed_is_told_as_far_as_it_goes():
+    assert repeated(synthetic(2, settings=REFERENCE, alphas=(0.5,), ts=(1, 10))) is None
+    one = replication.sentences(repeated(as_the_reference(1)))
+    assert "[" not in "".join(one) and "agree" not in one[0] and "one seed" in one[1]
+    rows = as_the_reference(3)
+    found = repeated(rows[rows.run_id != "cnn-kd-a0.5-T10-s2"])  # a seed still under way
+    assert list(found.ours.index) == [0, 1]
 
 
 # ---------------------------------------------------------------- pictures

@@ -17,7 +17,8 @@ import trial
 from engine.cells import Settings, run_id
 from engine.rows import COLUMNS
 from reporting import report
-from reporting import trial as page
+from reporting import trial as fair
+from reporting import trial_page as page
 from reporting.rows import clean
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "TRIAL.md"
@@ -70,7 +71,7 @@ def frame(rows):
 
 
 def read(rows, fresh=FRESH, diverged=frozenset()):
-    return page.read(clean(pd.DataFrame(rows, columns=COLUMNS)), fresh, diverged)
+    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), fresh, diverged)
 
 
 def text(rows, pictures=(), **how):

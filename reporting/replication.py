@@ -1,0 +1,149 @@
+"""Does the reference's table repeat? Its kd grid and ours as two patterns over the same cells.
+
+Both are best epochs: what the reference shows. Only plain kd and the model's own width count.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from reporting import stats
+from reporting.compare import KD, Results
+from reporting.rows import ALONE
+from reporting.tables import KEY, fixed, percent, plural, points
+
+FEWEST = 5  # cells in common below which a rank correlation says nothing
+
+
+@dataclass(frozen=True)
+class Replication:
+    """The cells that both have; accuracies of best epochs, fractions of 1.
+
+    `ours` is (seeds, cells), for the seeds that have every cell, and `alone` by seed the student
+    alone; `reference` is by cell, and a cell is (alpha, temperature). `added`, by variant and seed:
+    best minus last epoch, mean over its cells.
+    """
+
+    ours: pd.DataFrame
+    alone: pd.Series
+    reference: pd.Series
+    added: pd.DataFrame
+
+
+def replication(results: Results, reference: pd.DataFrame) -> Replication | None:
+    """None where fewer than FEWEST cells are in common, or no seed has them all."""
+    rows = results.protocol.rows
+    rows = rows[(rows.student == rows.model) & rows.best_test_acc.notna()]
+    theirs = reference[(reference.role == "distill") & (reference.model == "cnn")]
+    theirs = theirs.set_index(KEY[2:]).test_acc
+    grid = rows[(rows.kind == KD) & (rows.model == "cnn")]
+    ours = grid.pivot_table(index="seed", columns=KEY[2:], values="best_test_acc")
+    ours = ours[[cell for cell in ours if cell in theirs.index]].dropna()
+    if ours.shape[1] < FEWEST or ours.empty:
+        return None
+    alone = rows[(rows.kind == ALONE) & (rows.model == "cnn")]
+    parts = {"cells": grid, ALONE: alone}
+    gained = {
+        name: (part.best_test_acc - part.test_acc).groupby(part.seed).mean()
+        for name, part in parts.items()
+    }
+    return Replication(
+        ours,
+        alone.set_index("seed").best_test_acc.reindex(ours.index),
+        theirs.reindex(ours.columns),
+        pd.DataFrame(gained).reindex(ours.index),
+    )
+
+
+def sentences(found: Replication) -> list[str]:
+    """What of the reference's table stands, each a bold word and its figures."""
+    return [pattern(found), inside(found), best_cells(found), best_epoch(found)]
+
+
+def pattern(found: Replication) -> str:
+    """Spearman's rank correlation with the reference, and of our seeds with one another."""
+    own = [rho(row, found.reference) for _, row in found.ours.iterrows()]
+    pairs = combinations(found.ours.index, 2)
+    among = [rho(found.ours.loc[a], found.ours.loc[b]) for a, b in pairs]
+    text = (
+        f"**Pattern**: Spearman's ρ of the two tables over {plural(len(found.reference), 'cell')} "
+        f"is {fixed(rho(found.ours.mean(), found.reference))} for our means, and for a single "
+        f"seed's table {fixed(np.mean(own))}{interval(own, fixed)}"
+    )
+    if among:
+        text += f"; two of our seeds agree with each other by {fixed(np.mean(among))} in the mean"
+    return text + "."
+
+
+def rho(one: pd.Series, other: pd.Series) -> float:
+    """Spearman's rank correlation; NaN where one of them is constant."""
+    return one.corr(other, method="spearman")
+
+
+def inside(found: Replication) -> str:
+    """In how many cells the reference could be a further seed of ours."""
+    seeds = len(found.ours)
+    if seeds < 2:
+        return "**Level**: one seed, so whether the reference could be another stays open."
+    noise = np.sqrt(found.ours.var().mean())  # of a run, pooled over cells
+    # A seed moves all cells together, so there are hardly more degrees of freedom than seeds.
+    half = quantile(seeds) * noise * np.sqrt(1 + 1 / seeds)
+    away = found.reference - found.ours.mean()
+    return (
+        f"**Level**: the reference is {points(away.mean())} points from ours in the mean, and "
+        f"within the 95 % prediction interval of one more seed of ours (± {percent(half)}) in "
+        f"{int((away.abs() <= half).sum())} of {plural(len(away), 'cell')}."
+    )
+
+
+def best_cells(found: Replication) -> str:
+    """Which cell a table of one seed names the best, and where the reference's best is here."""
+    named = found.ours.idxmax(axis=1).value_counts(sort=False)
+    named = named.sort_index().sort_values(ascending=False, kind="stable")
+    told = [f"{cell_name(cell)} ({count} of {len(found.ours)})" for cell, count in named.items()]
+    theirs = found.reference.idxmax()
+    rank = int(found.ours.mean().rank(ascending=False, method="min")[theirs])
+    gain = (found.ours[theirs] - found.alone).dropna()
+    text = (
+        f"**Best cell**: by a single seed's table it is {'; '.join(told)}. The reference's, "
+        f"{cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
+    )
+    if len(gain):
+        text += f", with {points(gain.mean())}{interval(gain, points)} over the student alone"
+    return text + "."
+
+
+def best_epoch(found: Replication) -> str:
+    """What the choice of an epoch on the test set adds to the last one."""
+    told = {name: added.dropna() for name, added in found.added.items()}
+    words = {"cells": "to these cells", ALONE: "to the student alone"}
+    parts = [
+        f"{points(added.mean())}{interval(added, points)} {words[name]}"
+        for name, added in told.items()
+        if len(added)
+    ]
+    return (
+        f"**Best epoch**: choosing it on the test set adds {' and '.join(parts)}, in points "
+        "over the last epoch."
+    )
+
+
+def interval(values: list[float] | pd.Series, words) -> str:
+    """` [low, high]`, Student's 95 % interval of the mean over seeds; empty with one seed."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return ""
+    half = quantile(len(values)) * values.std(ddof=1) / np.sqrt(len(values))
+    return f" [{words(values.mean() - half)}, {words(values.mean() + half)}]"
+
+
+def quantile(seeds: int) -> float:
+    """Of Student's t on seeds - 1 degrees of freedom, two-sided."""
+    return float(scipy_stats.t.ppf((1 + stats.CONFIDENCE) / 2, seeds - 1))
+
+
+def cell_name(cell: tuple[float, float]) -> str:
+    return f"α {cell[0]:g}, T {cell[1]:g}"

@@ -1,0 +1,231 @@
+"""The fair trial's page: its sentences and tables, as the template shows them."""
+
+import numpy as np
+import pandas as pd
+
+import sides
+from reporting.rows import PROTOCOL
+from reporting.tables import distinct, duration, percent, plural, points, several, show
+from reporting.trial import OF_PLACE, PLACE, RATE, Trial, borders, places_of
+
+MADE = ("device", "machine", "amp", "torch", "commit")
+NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
+
+
+def page(trial: Trial) -> dict:
+    """What the template shows: texts and tables."""
+    rows = trial.rows
+    steps = steps_of(trial)
+    return {
+        "findings": findings(trial),
+        "expect": expect(trial),
+        "any_lost": bool(trial.entries.lost[trial.entries.whole].any()),
+        "family": int(trial.tests.p.notna().sum()),
+        "unfinished": unfinished(trial),
+        "choices": choices(trial),
+        "at_border": at_border(trial),
+        "settings": {name: distinct(rows[name])[0] for name in PROTOCOL if name not in OF_PLACE},
+        "lengths": [
+            f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, {steps[images]:,.0f} steps"
+            for images, epochs in rows.groupby("images").epochs.first().items()
+        ],
+        "teachers": taught_by(trial),
+        "made": {name: distinct(rows[name]) for name in MADE},
+        "several_made": any(len(distinct(rows[name])) > 1 for name in MADE),
+        "runs": plural(len(rows), "run"),
+        "time": duration(rows.seconds),
+        "sides": sides,
+        "fresh": trial.fresh,
+        "RATE": RATE,
+    }
+
+
+def steps_of(trial: Trial) -> pd.Series:
+    """Steps of a run, by number of training images."""
+    epochs = trial.rows.groupby("images").epochs.first()
+    return epochs * np.ceil(epochs.index.to_numpy() / trial.rows.batch_size.iloc[0])
+
+
+def gain(test: pd.Series) -> str:
+    """`+1.20 [+0.90, +1.50]`, bold where it holds."""
+    text = points(test.difference)
+    if not np.isnan(test.half):
+        low, high = points(test.difference - test.half), points(test.difference + test.half)
+        text = f"{text} [{low}, {high}]"
+    return f"**{text}**" if test.sign else text
+
+
+def expect(trial: Trial) -> str:
+    """The table of whole places; empty if there is none."""
+    lines = []
+    tests = trial.tests.set_index([*PLACE, "side", "against"])
+    for place in trial.whole:
+        line = {"images": f"{place[0]:,.0f}", "width": f"{place[1]:g}"}
+        line |= {side: accuracy(trial, place, side) for side in trial.sides}
+        for side, against in dict.fromkeys(zip(trial.tests.side, trial.tests.against, strict=True)):
+            key = (*place, side, against)
+            line[f"{side} − {against}"] = gain(tests.loc[key]) if key in tests.index else "—"
+        lines.append(line | {"held out: lr 0.1, own best": in_search(trial, place)})
+    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+
+
+def in_search(trial: Trial, place: tuple) -> str:
+    """`+1.22, +3.62`: kd's held-out gain at RATE, and with the best of each side."""
+    key = (*place, "kd")
+    if key not in trial.searched.index:
+        return "—"
+    return ", ".join(points(gained) for gained in trial.searched.loc[key, ["fixed", "own"]])
+
+
+def accuracy(trial: Trial, place: tuple, side: str) -> str:
+    """Mean ± standard deviation over fresh seeds of a whole side; — otherwise."""
+    key = (*place, side)
+    if key not in trial.entries.index or not trial.entries.whole[key]:
+        return "—"
+    one = trial.entries.loc[key]
+    return several(one.accuracy) + (f" ({one.lost} diverged)" if one.lost else "")
+
+
+def unfinished(trial: Trial) -> str:
+    """What is not whole, by place and side, and how far it is; empty if all is."""
+    lines = []
+    for place in places_of(trial.entries[~trial.entries.whole]):
+        for side, one in trial.entries.loc[place].iterrows():
+            if not one.whole:
+                lines.append({
+                    "images": f"{place[0]:,.0f}", "width": f"{place[1]:g}", "side": side,
+                    "search": f"{one.search} of {sides.BUDGET}",
+                    "final": f"{one.final} of {sides.KEEP * len(sides.FINAL_SEEDS)}",
+                    "fresh": f"{one.fresh} of {trial.fresh}",
+                })  # fmt: skip
+    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+
+
+# ---------------------------------------------------------------- what was chosen
+
+
+def choices(trial: Trial) -> str:
+    """What was chosen where, how well it learned, and whether it lies at a border."""
+    lines = []
+    for (images, width, side), one in trial.entries[trial.entries.choice >= 0].iterrows():
+        lines.append({
+            "images": f"{images:,.0f}", "width": f"{width:g}", "side": side,
+            "cell": described(side, one.choice), "held-out": percent(one.val),
+            "on its training images": percent(one.train),
+            "runs lost in search": str(sides.BUDGET - one.search),
+            "border": "; ".join(ends(side, one.choice)) or "no",
+        })  # fmt: skip
+    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+
+
+def described(side: str, number: int) -> str:
+    """A configuration in words."""
+    config = sides.SIDES[side][number]
+    words = [
+        f"{named(side, name)} {getattr(config, name):g}"
+        for name in NAMES
+        if getattr(config, name) not in (None, 0.0)
+    ]
+    return ", ".join(words) + (" × T²" if config.scale_t2 else "")
+
+
+def ends(side: str, number: int) -> list[str]:
+    """A choice's borders in words."""
+    return [
+        f"{named(side, name)} {value:g} is the {end} tried"
+        for name, value, end in borders(side, number)
+    ]
+
+
+def named(side: str, name: str) -> str:
+    return "ε" if (side, name) == ("smooth", "alpha") else NAMES[name]
+
+
+def at_border(trial: Trial) -> list[str]:
+    """The choices at a border, as `kd at 500 images, width 16`."""
+    chosen = trial.entries[trial.entries.choice >= 0].choice
+    return [
+        f"{side} at {images:,.0f} images, width {width:g}"
+        for (images, width, side), choice in chosen.items()
+        if borders(side, choice)
+    ]
+
+
+def taught_by(trial: Trial) -> list[str]:
+    """A sentence for each teacher: what it was trained on, as its run id says it."""
+    lines = []
+    taught = trial.rows[trial.rows.role == "distill"]
+    for (teacher, sha), part in taught.groupby(["teacher", "teacher_sha"]):
+        own = trial.teachers[trial.teachers.run_id == teacher]
+        grade = f", {percent(own.test_acc.iloc[0])} % on test" if len(own) else ""
+        held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
+        some = "none of them held out" if held else "held-out ones may be among them"
+        who = " and ".join(dict.fromkeys(part.side))
+        lines.append(
+            f"`{teacher}` (`{sha}`{grade}) taught {who}. It was trained on {seen_by(teacher)}, "
+            f"{some}."
+        )
+    return lines
+
+
+def seen_by(teacher: str) -> str:
+    """`all training images`, or `1000 images`, as a teacher's run id says it."""
+    sizes = [part[1:] for part in teacher.split("-") if part[0] == "n" and part[1:].isdigit()]
+    return f"{sizes[0]} images" if sizes else "all training images"
+
+
+# ---------------------------------------------------------------- three sentences
+
+
+def findings(trial: Trial) -> list[str]:
+    """What a reader takes away; of whole places alone."""
+    if not trial.whole:
+        return ["No place is finished, so nothing has been found yet."]
+    tests = trial.tests
+    kd = tests[(tests.side == "kd") & (tests.against == "alone")]
+    rival = tests[(tests.side == "kd") & (tests.against == "smooth")]
+    smooth = tests[(tests.side == "smooth") & (tests.against == "alone")]
+    taught = trial.rows[trial.rows.side == "kd"]
+    seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
+    steps = steps_of(trial)[list(dict.fromkeys(place[0] for place in trial.whole))]
+    span = f"{steps.min():,.0f}" + (f" to {steps.max():,.0f}" if steps.max() > steps.min() else "")
+    sentences = [
+        f"After {span} steps, with a teacher of {seen}, distillation beats the student alone that "
+        f"was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh seeds).",
+        f"Label smoothing, which needs no teacher, beats it {held(smooth)} "
+        f"({ranged(smooth.difference)}), and distillation beats label smoothing {held(rival)} "
+        f"({ranged(rival.difference)}).",
+    ]
+    keys = [key for place in trial.whole if (key := (*place, "kd")) in trial.searched.index]
+    unfair = trial.searched.loc[keys].dropna()
+    if len(unfair):
+        sentences.append(
+            f"On the held-out images, in the search's one seed, the best distilled student is "
+            f"{ranged(unfair.fixed)} from the student alone where both keep lr {RATE:g}, and "
+            f"{ranged(unfair.own)} where each has its own best."
+        )
+    return sentences
+
+
+def held(tests: pd.DataFrame) -> str:
+    """`at 3 of 6 places (and is below at 1)`, after correction."""
+    below = int((tests.sign < 0).sum())
+    also = f" (and is below it at {below})" if below else ""
+    return f"at {(tests.sign > 0).sum()} of {plural(len(tests), 'place')}{also}"
+
+
+def extremes(tests: pd.DataFrame) -> str:
+    """The gain at the fewest and at the most images of the commonest width."""
+    line = tests[tests.width == tests.width.mode().iloc[0]].sort_values("images")
+    told = []
+    for k in dict.fromkeys([0, len(line) - 1]):
+        end = line.iloc[k]
+        doubt = "" if end.sign else ", which cannot be told from 0"
+        told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
+    return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
+
+
+def ranged(values: pd.Series) -> str:
+    """`+0.10 to +1.20 points`."""
+    low, high = points(values.min()), points(values.max())
+    return f"{low} points" if low == high else f"{low} to {high} points"
