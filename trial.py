@@ -135,6 +135,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in OWN:
         if getattr(args, name) != p.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} is set by the trial: leave it out")
+    if args.fresh < 2:
+        raise UserError("--fresh 1 gives no interval: two fresh seeds at least")
     if not args.train_size or not args.val_size:
         raise UserError("a trial needs --train-size and --val-size: how many images of each")
     return args

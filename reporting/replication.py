@@ -34,28 +34,28 @@ class Replication:
 
 
 def replication(results: Results, reference: pd.DataFrame) -> Replication | None:
-    """None where fewer than FEWEST cells are in common, or no seed has them all."""
+    """None where fewer than FEWEST cells are in common, or several teachers taught one of them."""
     rows = results.protocol.rows
     rows = rows[(rows.student == rows.model) & rows.best_test_acc.notna()]
     theirs = reference[(reference.role == "distill") & (reference.model == "cnn")]
     theirs = theirs.set_index(KEY[2:]).test_acc
-    grid = rows[(rows.kind == KD) & (rows.model == "cnn")]
-    ours = grid.pivot_table(index="seed", columns=KEY[2:], values="best_test_acc")
-    ours = ours[[cell for cell in ours if cell in theirs.index]].dropna()
+    rows = rows[(rows.model == "cnn") & rows.test_acc.notna()]
+    grid, alone = rows[rows.kind == KD], rows[rows.kind == ALONE]
+    if grid.duplicated([*KEY[2:], "seed"]).any():
+        return None
+    figures = {"ours": grid.best_test_acc, "added": grid.best_test_acc - grid.test_acc}
+    wide = grid[[*KEY[2:], "seed"]].assign(**figures)
+    wide = wide.pivot(index="seed", columns=KEY[2:], values=list(figures))
+    # The cells that lost no seed to divergence, then the seeds that have them all.
+    counts = wide.ours.count()
+    cells = [c for c in wide.ours if c in theirs.index and counts[c] >= counts.mode().max()]
+    ours = wide.ours[cells].dropna()
     if ours.shape[1] < FEWEST or ours.empty:
         return None
-    alone = rows[(rows.kind == ALONE) & (rows.model == "cnn")]
-    parts = {"cells": grid, ALONE: alone}
-    gained = {
-        name: (part.best_test_acc - part.test_acc).groupby(part.seed).mean()
-        for name, part in parts.items()
-    }
-    return Replication(
-        ours,
-        alone.set_index("seed").best_test_acc.reindex(ours.index),
-        theirs.reindex(ours.columns),
-        pd.DataFrame(gained).reindex(ours.index),
-    )
+    alone = alone.set_index("seed").reindex(ours.index)
+    added = {"cells": wide.added[cells].mean(axis=1), ALONE: alone.best_test_acc - alone.test_acc}
+    added = pd.DataFrame(added).reindex(ours.index)
+    return Replication(ours, alone.best_test_acc, theirs.reindex(ours.columns), added)
 
 
 def sentences(found: Replication) -> list[str]:
@@ -70,8 +70,9 @@ def pattern(found: Replication) -> str:
     among = [rho(found.ours.loc[a], found.ours.loc[b]) for a, b in pairs]
     text = (
         f"**Pattern**: Spearman's ρ of the two tables over {plural(len(found.reference), 'cell')} "
-        f"is {fixed(rho(found.ours.mean(), found.reference))} for our means, and for a single "
-        f"seed's table {fixed(np.mean(own))}{interval(own, fixed)}"
+        f"is {fixed(rho(found.ours.mean(), found.reference))} for the means of our "
+        f"{plural(len(own), 'seed')}, and for a single seed's table {fixed(np.mean(own))}"
+        f"{interval(own, lambda value: fixed(np.clip(value, -1, 1)))}"
     )
     if among:
         text += f"; two of our seeds agree with each other by {fixed(np.mean(among))} in the mean"
@@ -91,10 +92,11 @@ def inside(found: Replication) -> str:
     noise = np.sqrt(found.ours.var().mean())  # of a run, pooled over cells
     # A seed moves all cells together, so there are hardly more degrees of freedom than seeds.
     half = quantile(seeds) * noise * np.sqrt(1 + 1 / seeds)
-    away = found.reference - found.ours.mean()
+    away = found.ours.mean() - found.reference
     return (
-        f"**Level**: the reference is {points(away.mean())} points from ours in the mean, and "
-        f"within the 95 % prediction interval of one more seed of ours (± {percent(half)}) in "
+        f"**Level**: our means are {points(away.mean())} points from the reference in the mean, "
+        f"which is within the 95 % prediction interval of one more seed of ours "
+        f"(± {percent(half)}) in "
         f"{int((away.abs() <= half).sum())} of {plural(len(away), 'cell')}."
     )
 
@@ -104,12 +106,12 @@ def best_cells(found: Replication) -> str:
     named = found.ours.idxmax(axis=1).value_counts(sort=False)
     named = named.sort_index().sort_values(ascending=False, kind="stable")
     told = [f"{cell_name(cell)} ({count} of {len(found.ours)})" for cell, count in named.items()]
-    theirs = found.reference.idxmax()
+    theirs = found.reference.idxmax()  # of the cells in common
     rank = int(found.ours.mean().rank(ascending=False, method="min")[theirs])
     gain = (found.ours[theirs] - found.alone).dropna()
     text = (
-        f"**Best cell**: by a single seed's table it is {'; '.join(told)}. The reference's, "
-        f"{cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
+        f"**Best cell**: by a single seed's table it is {'; '.join(told)}. The reference's of "
+        f"these, {cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
     )
     if len(gain):
         text += f", with {points(gain.mean())}{interval(gain, points)} over the student alone"

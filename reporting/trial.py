@@ -90,7 +90,9 @@ def read(rows: pd.DataFrame, fresh: int, diverged: set[str]) -> Trial:
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError unless the rows are one trial's."""
     lengths = rows.groupby("images")[["epochs", "t_max"]].nunique().max(axis=None)
-    teachers = rows[rows.role == "distill"].groupby("side").teacher_sha.nunique()
+    # A side has one teacher, and kd-same one for each number of images.
+    whose = rows.side.where(rows.side != sides.KD_SAME, rows.side + rows.images.astype(str))
+    teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
     twice = rows.duplicated([*PLACE, "side", "config", "seed"])
     several = [n for n in PROTOCOL if n not in OF_PLACE and len(distinct(rows[n])) > 1]
     if lengths > 1:
@@ -115,7 +117,7 @@ def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dic
     choice = sides.winner(rows)
     seeds = sides.fresh_seeds(fresh)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds)]
-    settings = settings_of(place)
+    settings = place_settings(place)
 
     def lost(configs: list[int], seeds: tuple | range) -> int:
         taught = rows.teacher_seed.dropna().unique()
@@ -140,7 +142,7 @@ def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dic
     }
 
 
-def settings_of(rows: pd.DataFrame) -> Settings:
+def place_settings(rows: pd.DataFrame) -> Settings:
     """The settings that runs of one place share, as their run ids have them."""
     first, ours = rows.iloc[0], asdict(Settings())
     return Settings(**{name: type(own)(first[name]) for name, own in ours.items() if name != "amp"})

@@ -1,12 +1,14 @@
 """The fair trial's page: its sentences and tables, as the template shows them."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
 import sides
 from reporting.rows import PROTOCOL
 from reporting.tables import distinct, duration, percent, plural, points, several, show
-from reporting.trial import OF_PLACE, PLACE, RATE, Trial, borders, places_of
+from reporting.trial import OF_PLACE, PLACE, RATE, TUNED, Trial, borders, places_of
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -65,7 +67,7 @@ def expect(trial: Trial) -> str:
         for side, against in dict.fromkeys(zip(trial.tests.side, trial.tests.against, strict=True)):
             key = (*place, side, against)
             line[f"{side} − {against}"] = gain(tests.loc[key]) if key in tests.index else "—"
-        lines.append(line | {"held out: lr 0.1, own best": in_search(trial, place)})
+        lines.append(line | {f"held out: lr {RATE:g}, own best": in_search(trial, place)})
     return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
 
 
@@ -123,7 +125,7 @@ def described(side: str, number: int) -> str:
     config = sides.SIDES[side][number]
     words = [
         f"{named(side, name)} {getattr(config, name):g}"
-        for name in NAMES
+        for name in TUNED
         if getattr(config, name) not in (None, 0.0)
     ]
     return ", ".join(words) + (" × T²" if config.scale_t2 else "")
@@ -169,9 +171,12 @@ def taught_by(trial: Trial) -> list[str]:
 
 
 def seen_by(teacher: str) -> str:
-    """`all training images`, or `1000 images`, as a teacher's run id says it."""
-    sizes = [part[1:] for part in teacher.split("-") if part[0] == "n" and part[1:].isdigit()]
-    return f"{sizes[0]} images" if sizes else "all training images"
+    """`all images`, `all images but 5,000` or `1,000 images`, as a teacher's run id says it."""
+    found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
+    count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
+    if "n" in count:
+        return f"{count['n']} images"
+    return "all images" + (f" but {count['val']}" if "val" in count else "")
 
 
 # ---------------------------------------------------------------- three sentences
@@ -191,7 +196,8 @@ def findings(trial: Trial) -> list[str]:
     span = f"{steps.min():,.0f}" + (f" to {steps.max():,.0f}" if steps.max() > steps.min() else "")
     sentences = [
         f"After {span} steps, with a teacher of {seen}, distillation beats the student alone that "
-        f"was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh seeds).",
+        f"was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh seeds; what holds "
+        "does so after correction).",
         f"Label smoothing, which needs no teacher, beats it {held(smooth)} "
         f"({ranged(smooth.difference)}), and distillation beats label smoothing {held(rival)} "
         f"({ranged(rival.difference)}).",
@@ -208,7 +214,7 @@ def findings(trial: Trial) -> list[str]:
 
 
 def held(tests: pd.DataFrame) -> str:
-    """`at 3 of 6 places (and is below at 1)`, after correction."""
+    """`at 3 of 6 places (and is below it at 1)`, after correction."""
     below = int((tests.sign < 0).sum())
     also = f" (and is below it at {below})" if below else ""
     return f"at {(tests.sign > 0).sum()} of {plural(len(tests), 'place')}{also}"
@@ -220,7 +226,7 @@ def extremes(tests: pd.DataFrame) -> str:
     told = []
     for k in dict.fromkeys([0, len(line) - 1]):
         end = line.iloc[k]
-        doubt = "" if end.sign else ", which cannot be told from 0"
+        doubt = "" if end.sign else ", which does not hold"
         told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
     return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
 

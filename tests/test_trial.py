@@ -192,6 +192,7 @@ def test_mistakes(small, capsys):
         (["--stage", "search", "--seed", 3], "--seed is set by the trial"),
         (["--stage", "search", "--sides", "kd-same"], "side kd-same with a teacher of seed 0"),
         (["--stage", "search", "--val-size", 0], "--val-size"),
+        (["--stage", "search", "--fresh", 1], "two fresh seeds"),
         ([], "--stage"),
     ):
         assert script(trial.main, *flags, *wrong) == 2

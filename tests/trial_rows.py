@@ -41,7 +41,8 @@ def rows_of(cells, accuracy, images=1000, **changes):
         row |= {"test_acc": test, "best_test_acc": test, "best_epoch": epochs, "val_acc": val}
         row |= {"best_val_acc": val, "best_val_epoch": epochs, "commit": "0123456789"}
         own = f"-s1-n{images}-val5000" if cell.teacher_seed else "-s0"
-        row |= {"teacher": f"resnet18-teacher{own}", "teacher_sha": "0123456789ab", "seconds": 2.0}
+        sha = f"{images if cell.teacher_seed else 0:012d}"
+        row |= {"teacher": f"resnet18-teacher{own}", "teacher_sha": sha, "seconds": 2.0}
         rows.append(row | changes)
     return rows
 
@@ -91,6 +92,7 @@ def golden_rows():
         rows += one_side("smooth", images, width, level)
         rows += one_side("kd", images, width, level + gain, best=59 if images == 500 else None)
     rows += one_side("kd-same", 500, 16, 0.32)
+    rows += one_side("kd-same", 5000, 16, 0.42)
     rows += one_side("alone", 1000, 16, 0.4)
     rows += one_side("smooth", 1000, 16, 0.4, fresh=2)
     return rows + one_side("kd", 1000, 16, 0.44, fresh=0)
