@@ -195,9 +195,9 @@ def findings(trial: Trial) -> list[str]:
     steps = steps_of(trial)[list(dict.fromkeys(place[0] for place in trial.whole))]
     span = f"{steps.min():,.0f}" + (f" to {steps.max():,.0f}" if steps.max() > steps.min() else "")
     sentences = [
-        f"After {span} steps, with a teacher of {seen}, distillation beats the student alone that "
-        f"was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh seeds; what holds "
-        "does so after correction).",
+        f"After {span} steps, with a teacher trained on {seen}, distillation beats the student "
+        f"alone that was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh "
+        "seeds).",
         f"Label smoothing, which needs no teacher, beats it {held(smooth)} "
         f"({ranged(smooth.difference)}), and distillation beats label smoothing {held(rival)} "
         f"({ranged(rival.difference)}).",
@@ -226,7 +226,7 @@ def extremes(tests: pd.DataFrame) -> str:
     told = []
     for k in dict.fromkeys([0, len(line) - 1]):
         end = line.iloc[k]
-        doubt = "" if end.sign else ", which does not hold"
+        doubt = "" if end.sign else ", which does not hold after correction"
         told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
     return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
 
