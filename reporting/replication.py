@@ -41,7 +41,7 @@ def replication(results: Results, reference: pd.DataFrame) -> Replication | None
     theirs = theirs.set_index(KEY[2:]).test_acc
     rows = rows[(rows.model == "cnn") & rows.test_acc.notna()]
     grid, alone = rows[rows.kind == KD], rows[rows.kind == ALONE]
-    if grid.duplicated([*KEY[2:], "seed"]).any():
+    if grid.empty or grid.duplicated([*KEY[2:], "seed"]).any():
         return None
     figures = {"ours": grid.best_test_acc, "added": grid.best_test_acc - grid.test_acc}
     wide = grid[[*KEY[2:], "seed"]].assign(**figures)

@@ -394,7 +394,7 @@ def test_who_taught_is_named_beside_the_reference_and_stands_there_only_if_alike
     rows.loc[rows.role == "teacher", list(small)] = list(small.values())
     rows.loc[rows.role == "distill", "teacher"] = small["run_id"]
     _, text = texts(rows)
-    assert "Ours were taught by `resnet18w32-teacher-s0`." in text
+    assert "Ours were taught by resnet18w32-teacher-s0." in text
     assert "| distill | cnn | 0.5 | 5 |" in text and "| student | cnn |" in text
     assert "| teacher | resnet18 | —" not in text
 
