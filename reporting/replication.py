@@ -94,10 +94,9 @@ def inside(found: Replication) -> str:
     half = quantile(seeds) * noise * np.sqrt(1 + 1 / seeds)
     away = found.ours.mean() - found.reference
     return (
-        f"**Level**: our means are {points(away.mean())} points from the reference in the mean, "
-        f"which is within the 95 % prediction interval of one more seed of ours "
-        f"(± {percent(half)}) in "
-        f"{int((away.abs() <= half).sum())} of {plural(len(away), 'cell')}."
+        f"**Level**: our means are {points(away.mean())} points from the reference in the mean; "
+        f"in {int((away.abs() <= half).sum())} of {plural(len(away), 'cell')} it could be one more "
+        f"seed of ours (95 % prediction interval, ± {percent(half)})."
     )
 
 
