@@ -52,7 +52,7 @@ def run_script(main: Callable[[], None]) -> None:
     except Interrupted as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(stop.status) from None
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if process_count() > 1:
         # All is written and the group is left, but torch's threads race the end of the interpreter:
         # 1 rank in 75 aborted there, and torchrun called the whole command failed.
         sys.stdout.flush()
@@ -74,6 +74,11 @@ def checksum(files: Iterable[Path]) -> int:
 def is_lead() -> bool:
     """Whether this process speaks for the command: alone, or the first under torchrun."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def process_count() -> int:
+    """How many processes the command has: more than one under torchrun alone."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def note(line: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils import OwnError, UserError
+from utils import OwnError, UserError, process_count
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
         problem = f"cannot use --device {device} ({reason}): try cpu or cuda"
         raise OwnError(f"{problem}, or fewer ranks" if local_rank else problem) from None
     prepare(chosen)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if process_count() == 1:
         return Ranks(), chosen
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     # A rank waits for the slowest one once an epoch, and on a laptop an epoch can take an hour;

@@ -3,17 +3,17 @@
 Both are best epochs: what the reference shows. Only plain kd and the model's own width count.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from reporting import stats
 from reporting.compare import KD, Results
 from reporting.rows import ALONE
-from reporting.tables import KEY, fixed, percent, plural, points
+from reporting.tables import KEY, fixed, percent, plural, points, with_interval
 
 FEWEST = 5  # cells in common below which a rank correlation says nothing
 
@@ -23,8 +23,8 @@ class Replication:
     """The cells that both have; accuracies of best epochs, fractions of 1.
 
     `ours` is (seeds, cells), for the seeds that have every cell, and `alone` by seed the student
-    alone; `reference` is by cell, and a cell is (alpha, temperature). `added`, by variant and seed:
-    best minus last epoch, mean over its cells.
+    alone; `reference` is by cell, and a cell is (alpha, temperature). `added`, by seed, for
+    what its columns name: best minus last epoch, mean over its cells.
     """
 
     ours: pd.DataFrame
@@ -36,11 +36,11 @@ class Replication:
 def replication(results: Results, reference: pd.DataFrame) -> Replication | None:
     """None where fewer than FEWEST cells are in common, or several teachers taught one of them."""
     rows = results.protocol.rows
-    rows = rows[(rows.student == rows.model) & rows.best_test_acc.notna()]
+    known = rows.best_test_acc.notna() & rows.test_acc.notna()
+    rows = rows[known & (rows.student == "cnn")]
+    grid, alone = rows[rows.kind == KD], rows[rows.kind == ALONE]
     theirs = reference[(reference.role == "distill") & (reference.model == "cnn")]
     theirs = theirs.set_index(KEY[2:]).test_acc
-    rows = rows[(rows.model == "cnn") & rows.test_acc.notna()]
-    grid, alone = rows[rows.kind == KD], rows[rows.kind == ALONE]
     if grid.empty or grid.duplicated([*KEY[2:], "seed"]).any():
         return None
     figures = {"ours": grid.best_test_acc, "added": grid.best_test_acc - grid.test_acc}
@@ -53,9 +53,12 @@ def replication(results: Results, reference: pd.DataFrame) -> Replication | None
     if ours.shape[1] < FEWEST or ours.empty:
         return None
     alone = alone.set_index("seed").reindex(ours.index)
-    added = {"cells": wide.added[cells].mean(axis=1), ALONE: alone.best_test_acc - alone.test_acc}
-    added = pd.DataFrame(added).reindex(ours.index)
-    return Replication(ours, alone.best_test_acc, theirs.reindex(ours.columns), added)
+    added = {
+        "these cells": wide.added.loc[ours.index, cells].mean(axis=1),
+        "the student alone": alone.best_test_acc - alone.test_acc,
+    }
+    reference = theirs.reindex(ours.columns)
+    return Replication(ours, alone.best_test_acc, reference, pd.DataFrame(added))
 
 
 def sentences(found: Replication) -> list[str]:
@@ -71,8 +74,8 @@ def pattern(found: Replication) -> str:
     text = (
         f"**Pattern**: Spearman's ρ of the two tables over {plural(len(found.reference), 'cell')} "
         f"is {fixed(rho(found.ours.mean(), found.reference))} for the means of our "
-        f"{plural(len(own), 'seed')}, and for a single seed's table {fixed(np.mean(own))}"
-        f"{interval(own, lambda value: fixed(np.clip(value, -1, 1)))}"
+        f"{plural(len(own), 'seed')}, and for a single seed's table "
+        f"{over_seeds(own, lambda value: fixed(np.clip(value, -1, 1)))}"
     )
     if among:
         text += f"; two of our seeds agree with each other by {fixed(np.mean(among))} in the mean"
@@ -91,7 +94,7 @@ def inside(found: Replication) -> str:
         return "**Level**: one seed, so whether the reference could be another stays open."
     noise = np.sqrt(found.ours.var().mean())  # of a run, pooled over cells
     # A seed moves all cells together, so there are hardly more degrees of freedom than seeds.
-    half = quantile(seeds) * noise * np.sqrt(1 + 1 / seeds)
+    half = stats.quantile(seeds - 1) * noise * np.sqrt(1 + 1 / seeds)
     away = found.ours.mean() - found.reference
     return (
         f"**Level**: our means are {points(away.mean())} points from the reference in the mean; "
@@ -113,37 +116,24 @@ def best_cells(found: Replication) -> str:
         f"these, {cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
     )
     if len(gain):
-        text += f", with {points(gain.mean())}{interval(gain, points)} over the student alone"
+        text += f", with {over_seeds(gain)} over the student alone"
     return text + "."
 
 
 def best_epoch(found: Replication) -> str:
     """What the choice of an epoch on the test set adds to the last one."""
-    told = {name: added.dropna() for name, added in found.added.items()}
-    words = {"cells": "to these cells", ALONE: "to the student alone"}
-    parts = [
-        f"{points(added.mean())}{interval(added, points)} {words[name]}"
-        for name, added in told.items()
-        if len(added)
-    ]
+    told = found.added.dropna(axis=1, how="all").items()
+    parts = [f"{over_seeds(added.dropna())} to {name}" for name, added in told]
     return (
         f"**Best epoch**: choosing it on the test set adds {' and '.join(parts)}, in points "
         "over the last epoch."
     )
 
 
-def interval(values: list[float] | pd.Series, words) -> str:
-    """` [low, high]`, Student's 95 % interval of the mean over seeds; empty with one seed."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return ""
-    half = quantile(len(values)) * values.std(ddof=1) / np.sqrt(len(values))
-    return f" [{words(values.mean() - half)}, {words(values.mean() + half)}]"
-
-
-def quantile(seeds: int) -> float:
-    """Of Student's t on seeds - 1 degrees of freedom, two-sided."""
-    return float(scipy_stats.t.ppf((1 + stats.CONFIDENCE) / 2, seeds - 1))
+def over_seeds(values: list[float] | pd.Series, words: Callable[[float], str] = points) -> str:
+    """The mean with Student's interval over seeds, which a single seed has not."""
+    values = pd.Series(values, dtype=float)
+    return with_interval(values.mean(), stats.quantile(len(values) - 1) * values.sem(), words)
 
 
 def cell_name(cell: tuple[float, float]) -> str:

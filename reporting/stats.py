@@ -64,9 +64,14 @@ def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
     tiny = (1e-12 * np.nanmax(np.abs(y), initial=0)) ** 2  # what rounding leaves of equal numbers
     variance = (d0 * rest + own) / np.where(d > 0, d0 + d, np.nan)
     error = np.sqrt(np.where(variance > tiny, variance, np.nan) / np.where(n, n, np.nan))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, d0 + d) * error
+    half = quantile(d0 + d) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, d0 + d)
     return pd.DataFrame({"n": n, "difference": mean, "half": half, "p": p})
+
+
+def quantile(df: np.ndarray | int) -> np.ndarray | float:
+    """Of Student's t, two-sided: so many standard errors are half an interval. NaN for df 0."""
+    return stats.t.ppf((1 + CONFIDENCE) / 2, df)
 
 
 def residual(y: np.ndarray) -> tuple[float, int]:

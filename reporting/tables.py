@@ -1,12 +1,13 @@
 """Results as text: every cell a row of one sheet, and Markdown tables that select from it."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 
 from engine.cells import REFERENCE
-from reporting.compare import Results
+from reporting.compare import KD, Results
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
 
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
@@ -51,10 +52,14 @@ def several(values: pd.Series) -> str:
 
 def gain(test: pd.Series) -> str:
     """`+0.30 [+0.10, +0.50] †`: with interval and mark, and n where it lacks seeds of its cell."""
-    low, high = points(test.difference - test.half), points(test.difference + test.half)
-    interval = "" if np.isnan(test.half) else f" [{low}, {high}]"
     fewer = f" (n {test.n})" if 0 < test.n < test.seeds else ""
-    return points(test.difference) + interval + MARKS[test.sign] + fewer
+    return with_interval(test.difference, test.half) + MARKS[test.sign] + fewer
+
+
+def with_interval(value: float, half: float, words: Callable[[float], str] = points) -> str:
+    """`+0.30 [+0.10, +0.50]`, the value alone where there is no interval."""
+    interval = "" if np.isnan(half) else f" [{words(value - half)}, {words(value + half)}]"
+    return words(value) + interval
 
 
 def temperature(t: float) -> str:
@@ -143,6 +148,11 @@ def show(frame: pd.DataFrame, *columns: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def show_lines(lines: list[dict[str, str]]) -> str:
+    """`show` of lines that name their own columns; empty for none."""
+    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+
+
 def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
     """T down, α across, of text by CELL; `last` is by CELL, too, and a line of its own."""
     table = text.droplevel(CELL[:2]).unstack("alpha").fillna(NONE)
@@ -170,7 +180,7 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
                 "last epoch": several(part.test_acc), "best epoch": several(part.best_test_acc),
                 "ECE": several(part.ece), "run ids": short_ids(part),
             })  # fmt: skip
-    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+    return show_lines(lines)
 
 
 def made_with(results: Results) -> str:
@@ -199,7 +209,7 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     alike = [is_reference(row) for row in teachers.to_dict("records")]
     teachers = teachers[np.array(alike, dtype=bool) & (teachers.student == teachers.model)]
     rows = results.protocol.rows
-    taught = rows[rows.kind == "kd"]
+    taught = rows[rows.kind == KD]
     alone = rows[(rows.kind == ALONE) & (rows.role == "student")]
     ours = pd.concat([teachers, alone, taught])
     ours = ours[(ours.student == ours.model) & ours.best_test_acc.notna()]

@@ -126,12 +126,12 @@ def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dic
         return len({run_id(cell, settings) for cell in cells} & diverged - set(rows.run_id))
 
     every = list(range(len(sides.SIDES[side])))
-    searched, finished = int(search.notna().sum(axis=None)), int(final.notna().sum(axis=None))
-    tried = searched + lost(every, sides.SEARCH_SEEDS) == len(every)
-    tried &= finished + lost(best, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS) > 0
+    tries, finals = int(search.notna().sum(axis=None)), int(final.notna().sum(axis=None))
+    tried = bool(best) and tries + lost(every, sides.SEARCH_SEEDS) == len(every)
+    tried &= finals + lost(best, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)
     return {
-        "search": searched,
-        "final": finished,
+        "search": tries,
+        "final": finals,
         "fresh": len(winners),
         "lost": 0 if choice is None else lost([choice], seeds),
         "choice": -1 if choice is None else choice,

@@ -7,7 +7,16 @@ import pandas as pd
 
 import sides
 from reporting.rows import PROTOCOL
-from reporting.tables import distinct, duration, percent, plural, points, several, show
+from reporting.tables import (
+    distinct,
+    duration,
+    percent,
+    plural,
+    points,
+    several,
+    show_lines,
+    with_interval,
+)
 from reporting.trial import OF_PLACE, PLACE, RATE, TUNED, Trial, borders, places_of
 
 MADE = ("device", "machine", "amp", "torch", "commit")
@@ -50,10 +59,7 @@ def steps_of(trial: Trial) -> pd.Series:
 
 def gain(test: pd.Series) -> str:
     """`+1.20 [+0.90, +1.50]`, bold where it holds."""
-    text = points(test.difference)
-    if not np.isnan(test.half):
-        low, high = points(test.difference - test.half), points(test.difference + test.half)
-        text = f"{text} [{low}, {high}]"
+    text = with_interval(test.difference, test.half)
     return f"**{text}**" if test.sign else text
 
 
@@ -68,7 +74,7 @@ def expect(trial: Trial) -> str:
             key = (*place, side, against)
             line[f"{side} − {against}"] = gain(tests.loc[key]) if key in tests.index else "—"
         lines.append(line | {f"held out: lr {RATE:g}, own best": in_search(trial, place)})
-    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+    return show_lines(lines)
 
 
 def in_search(trial: Trial, place: tuple) -> str:
@@ -100,7 +106,7 @@ def unfinished(trial: Trial) -> str:
                     "final": f"{one.final} of {sides.KEEP * len(sides.FINAL_SEEDS)}",
                     "fresh": f"{one.fresh} of {trial.fresh}",
                 })  # fmt: skip
-    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+    return show_lines(lines)
 
 
 # ---------------------------------------------------------------- what was chosen
@@ -117,7 +123,7 @@ def choices(trial: Trial) -> str:
             "runs lost in search": str(sides.BUDGET - one.search),
             "border": "; ".join(ends(side, one.choice)) or "no",
         })  # fmt: skip
-    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+    return show_lines(lines)
 
 
 def described(side: str, number: int) -> str:

@@ -177,10 +177,14 @@ def named(text):
     return found
 
 
+def their_table():
+    """The reference's, as summarize.py reads it."""
+    return report.read_reference(utils.ROOT / "results" / "reference.csv")
+
+
 def texts(rows, metric=None, pictures=()):
     """table.md and REPORT.md of a frame, as summarize.py makes them."""
-    reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
-    found = *summarize.compared(rows, metric), reference
+    found = *summarize.compared(rows, metric), their_table()
     return report.write("table.md", *found), report.write("REPORT.md", *found, pictures)
 
 

@@ -25,13 +25,13 @@ from summary_rows import (
     taught,
     teacher,
     texts,
+    their_table,
     versus,
 )
 
 import summarize
-import utils
 from engine.rows import read_rows
-from reporting import compare, pictures, replication, report, stats, tables
+from reporting import compare, pictures, replication, stats, tables
 from reporting.rows import CELL
 
 KD = ("cnn", "kd")
@@ -402,7 +402,7 @@ def test_who_taught_is_named_beside_the_reference_and_stands_there_only_if_alike
 def as_the_reference(seeds, noise=0.0, shift=0.0):
     """Our grid of three seeds with the reference's very figures, moved and with noise."""
     rows = synthetic(seeds, settings=REFERENCE)
-    theirs = report.read_reference(utils.ROOT / "results" / "reference.csv")
+    theirs = their_table()
     known = theirs[theirs.model == "cnn"].set_index(["alpha", "temperature"]).test_acc
     draw = np.random.default_rng(0)
     for i, entry in rows[rows.role == "distill"].iterrows():
@@ -412,8 +412,7 @@ def as_the_reference(seeds, noise=0.0, shift=0.0):
 
 
 def repeated(rows):
-    reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
-    return replication.replication(only(rows), reference)
+    return replication.replication(only(rows), their_table())
 
 
 def test_the_reference_s_own_table_repeats_itself():
