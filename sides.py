@@ -21,7 +21,7 @@ BUDGET = 60  # configurations that a side tries
 KEEP = 6  # of them go on to the final
 SEARCH_SEEDS, FINAL_SEEDS = (0,), (0, 1, 2)
 FIRST_FRESH = 20  # seeds from here on measure, and have chosen nothing
-FRESH = 10  # how many of those, unless said otherwise
+FRESH, FEWER_FRESH, MANY = 10, 5, 10_000  # how many of those; fewer with more than MANY images
 SAME_TEACHER = 1  # the seed of a teacher that was trained on the student's very images
 
 # Without it each side's best learning rate is the last that trains with the seeds tried, and the
@@ -102,8 +102,13 @@ def cells(
     return [Cell("cnn", width, seed, **own, **config._asdict()) for seed, config in every]
 
 
-def fresh_seeds(count: int) -> range:
-    """The seeds that measure."""
+def fresh_seeds(images: int, count: int | None = None) -> range:
+    """The seeds that measure with so many training images: `count` of them, by default FRESH.
+
+    Above MANY images FEWER_FRESH: a run is long there, and seeds differ less.
+    """
+    if count is None:
+        count = FEWER_FRESH if images > MANY else FRESH
     return range(FIRST_FRESH, FIRST_FRESH + count)
 
 

@@ -64,7 +64,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     Raises UserError where the stage before is not done, or a side is asked for without its teacher.
     """
     mine = rows_here(args) if args.stage != "search" else None
-    seed = teacher_seed(args)
+    seed, fresh = teacher_seed(args), sides.fresh_seeds(args.train_size, args.fresh)
     cells = []
     for side in dict.fromkeys(args.sides):
         if (side == sides.KD_SAME) != (seed == sides.SAME_TEACHER):
@@ -78,7 +78,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
             numbers, seeds = sides.finalists(mine[mine.side == side]), sides.FINAL_SEEDS
         else:
             best = sides.winner(mine[mine.side == side])
-            numbers, seeds = [] if best is None else [best], sides.fresh_seeds(args.fresh)
+            numbers, seeds = [] if best is None else [best], fresh
         if not numbers:
             before = STAGES[STAGES.index(args.stage) - 1]
             raise UserError(f"side {side} has no runs to choose from: run --stage {before} first")
@@ -97,8 +97,8 @@ def rows_here(args: argparse.Namespace) -> pd.DataFrame:
     return rows[here]
 
 
-def write_report(out_dir: Path, fresh: int) -> None:
-    """Write results/TRIAL.md and its pictures, where `fresh` seeds make a winner whole.
+def write_report(out_dir: Path, fresh: int | None) -> None:
+    """Write results/TRIAL.md and its pictures; `fresh` as in reporting.trial.read.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
@@ -128,14 +128,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--width", type=flags.COUNT, default=16, help="channels of the student's first stage")
     add("--steps", type=flags.COUNT, default=STEPS,
         help=f"length of a run, in steps; {LEAST_EPOCHS} epochs at least")  # fmt: skip
-    add("--fresh", type=flags.COUNT, default=sides.FRESH, metavar="N",
-        help="fresh seeds: how many measure the winners")  # fmt: skip
+    add("--fresh", type=flags.COUNT, metavar="N",
+        help=f"fresh seeds: how many measure the winners (default: {sides.FRESH}, "
+        f"with more than {sides.MANY:,} images {sides.FEWER_FRESH})")  # fmt: skip
     p.set_defaults(train_size=5000, val_size=5000)
     args = p.parse_args(argv)
     for name in OWN:
         if getattr(args, name) != p.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} is set by the trial: leave it out")
-    if args.fresh < 2:
+    if args.fresh == 1:
         raise UserError("--fresh 1 gives no interval: two fresh seeds at least")
     if not args.train_size or not args.val_size:
         raise UserError("a trial needs --train-size and --val-size: how many images of each")

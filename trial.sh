@@ -9,7 +9,7 @@
 #   SIZES WIDTH       numbers of training images, at students of this width
 #   WIDTHS SIZE       widths of the student, at this number of images; '' for none
 #   VAL_SIZE          images held out of training, on which everything is chosen
-#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
+#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner (unset: as in sides.py)
 #   METHODS           further sides, as "sp at"
 #   TEACHER           a checkpoint; unset: one is trained on all images but those held out
 #   SAME_TEACHER      sizes at which kd also gets a teacher trained on the very same images
@@ -38,7 +38,7 @@ if [ -n "$QUICK" ]; then
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
 : "${SIZES=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
-: "${STEPS:=2000}" "${FRESH:=10}" "${METHODS:=}" "${TEACHER:=}" "${SAME_TEACHER:=}"
+: "${STEPS:=2000}" "${FRESH:=}" "${METHODS:=}" "${TEACHER:=}" "${SAME_TEACHER:=}"
 : "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
 : "${FLAGS:=}" "${RANKS:=}"
 
@@ -58,7 +58,7 @@ attempt() { # a command; says by its status whether it went well
 place() { # images, width, then the sides' flags
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" --fresh "$FRESH" $FLAGS \
+        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" ${FRESH:+--fresh "$FRESH"} $FLAGS \
             --stage $stage --train-size "$1" --width "$2" $3 || return 0
     done
 }
@@ -85,5 +85,5 @@ for size in $SAME_TEACHER; do
 done
 
 echo "== report" >&2
-"$PYTHON" trial.py --report --out-dir "$OUT_DIR" --fresh "$FRESH"
+"$PYTHON" trial.py --report --out-dir "$OUT_DIR" ${FRESH:+--fresh "$FRESH"}
 exit "$failed"

@@ -228,3 +228,9 @@ def reference_table(table: pd.DataFrame) -> str:
     )
     text["difference"] = table.difference.map(points)
     return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *AGAINST)
+
+
+def numbers(values: pd.Series) -> str:
+    """`10`, or `5 to 10`."""
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -30,6 +30,7 @@ class Trial:
     """What is known of a trial; accuracies and differences are fractions of 1.
 
     `entries`, by (images, width, side): `search`, `final`, `fresh` (how many runs are there),
+    `asked` (how many fresh ones there should be),
     `lost` (how many fresh ones diverged), `choice` (the winner's number in SIDES, -1: none), `val`
     (its held-out mean over the final's seeds), `accuracy` (its test accuracies, a Series by fresh
     seed), `train` (mean train_acc of those), `whole` (of side and place).
@@ -41,7 +42,6 @@ class Trial:
 
     rows: pd.DataFrame
     teachers: pd.DataFrame  # rows of teachers, where they were trained in the same out-dir
-    fresh: int
     entries: pd.DataFrame
     tests: pd.DataFrame
     searched: pd.DataFrame
@@ -59,8 +59,8 @@ class Trial:
 # ---------------------------------------------------------------- from rows to comparisons
 
 
-def read(rows: pd.DataFrame, fresh: int, diverged: set[str]) -> Trial:
-    """What is known of the trial in cleaned rows, where `fresh` seeds make a winner whole.
+def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
+    """What is known of the trial in cleaned rows; `fresh` seeds make a winner whole (None: FRESH).
 
     `diverged` are the run ids of runs that were made and left no row.
 
@@ -81,10 +81,10 @@ def read(rows: pd.DataFrame, fresh: int, diverged: set[str]) -> Trial:
         }
     ).T.infer_objects()
     entries.index.names = [*PLACE, "side"]
-    done = entries.tried & (entries.fresh + entries.lost == fresh) & (entries.fresh > 1)
+    done = entries.tried & (entries.fresh + entries.lost == entries.asked) & (entries.fresh > 1)
     main = done[done.index.isin(sides.MAIN, level="side")].groupby(PLACE).all()
     entries["whole"] = done & main.reindex(entries.index.droplevel("side")).to_numpy()
-    return Trial(rows, teachers, fresh, entries, compare(entries), searched(rows))
+    return Trial(rows, teachers, entries, compare(entries), searched(rows))
 
 
 def check(rows: pd.DataFrame) -> None:
@@ -105,7 +105,7 @@ def check(rows: pd.DataFrame) -> None:
         )
 
 
-def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dict:
+def entry(side: str, place: pd.DataFrame, fresh: int | None, diverged: set[str]) -> dict:
     """Trial.entries of one side at the place whose rows these are, but for `whole`.
 
     `tried`: search and final are there, or known to have diverged.
@@ -115,7 +115,7 @@ def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dic
     best = sides.finalists(rows)
     final = final[final.index.isin(best)]
     choice = sides.winner(rows)
-    seeds = sides.fresh_seeds(fresh)
+    seeds = sides.fresh_seeds(int(place.images.iloc[0]), fresh)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds)]
     settings = place_settings(place)
 
@@ -133,6 +133,7 @@ def entry(side: str, place: pd.DataFrame, fresh: int, diverged: set[str]) -> dic
         "search": tries,
         "final": finals,
         "fresh": len(winners),
+        "asked": len(seeds),
         "lost": 0 if choice is None else lost([choice], seeds),
         "choice": -1 if choice is None else choice,
         "val": np.nan if choice is None else final.loc[choice].mean(),

@@ -10,6 +10,7 @@ from reporting.rows import PROTOCOL
 from reporting.tables import (
     distinct,
     duration,
+    numbers,
     percent,
     plural,
     points,
@@ -37,7 +38,8 @@ def page(trial: Trial) -> dict:
         "at_border": at_border(trial),
         "settings": {name: distinct(rows[name])[0] for name in PROTOCOL if name not in OF_PLACE},
         "lengths": [
-            f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, {steps[images]:,.0f} steps"
+            f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, {steps[images]:,.0f} steps, "
+            f"{numbers(trial.entries.asked[images])} fresh seeds"
             for images, epochs in rows.groupby("images").epochs.first().items()
         ],
         "teachers": taught_by(trial),
@@ -46,7 +48,8 @@ def page(trial: Trial) -> dict:
         "runs": plural(len(rows), "run"),
         "time": duration(rows.seconds),
         "sides": sides,
-        "fresh": trial.fresh,
+        "fresh": numbers(trial.entries.asked),
+        "measured": numbers(trial.entries.asked[trial.entries.whole]) if trial.whole else "",
         "RATE": RATE,
     }
 
@@ -104,7 +107,7 @@ def unfinished(trial: Trial) -> str:
                     "images": f"{place[0]:,.0f}", "width": f"{place[1]:g}", "side": side,
                     "search": f"{one.search} of {sides.BUDGET}",
                     "final": f"{one.final} of {sides.KEEP * len(sides.FINAL_SEEDS)}",
-                    "fresh": f"{one.fresh} of {trial.fresh}",
+                    "fresh": f"{one.fresh} of {one.asked}",
                 })  # fmt: skip
     return show_lines(lines)
 

@@ -7,6 +7,7 @@ from matplotlib.ticker import NullLocator
 
 import sides
 from reporting.pictures import COLOURS, INK, MARKERS, MUTED, draw
+from reporting.tables import numbers
 from reporting.trial import PLACE, Trial
 
 
@@ -57,7 +58,7 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
-    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {trial.fresh} fresh "
-    what += "seeds; filled: holds after correction"
+    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {numbers(tests.n)} "
+    what += "fresh seeds; filled: holds after correction"
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes

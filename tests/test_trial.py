@@ -55,7 +55,7 @@ def test_sides_share_their_range_of_learning_rates_and_the_default_is_in_it():
 
 
 def test_no_seed_that_chooses_measures():
-    measuring = set(sides.fresh_seeds(1000))
+    measuring = set(sides.fresh_seeds(500, 1000))
     assert not measuring & {*sides.SEARCH_SEEDS, *sides.FINAL_SEEDS}
 
 
@@ -104,7 +104,7 @@ def test_equals_are_chosen_in_the_order_tried_and_fresh_rows_choose_nothing():
     cells = sides.cells("alone", sides.SIDES["alone"], (0, 1, 2), 16, 0)
     rows = rows_of(cells, lambda cell: (0.5, 0.4))
     assert sides.finalists(frame(rows)) == list(range(sides.KEEP))
-    late = sides.cells("alone", sides.SIDES["alone"][-1:], sides.fresh_seeds(3), 16, 0)
+    late = sides.cells("alone", sides.SIDES["alone"][-1:], sides.fresh_seeds(1000, 3), 16, 0)
     rows += rows_of(late, lambda cell: (0.9, 0.9))
     assert sides.winner(frame(rows)) == 0
 
@@ -274,7 +274,7 @@ def test_a_place_whose_search_or_final_is_cut_short_is_not_whole(golden):
     mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
     kd = [row for row in mine if row["method"] == "kd"]
     for seed in (0, 2):  # a run of the search that no later stage needs, and one of the final
-        wins = {row["run_id"] for row in kd if row["seed"] in sides.fresh_seeds(FRESH)}
+        wins = {row["run_id"] for row in kd if row["seed"] in sides.fresh_seeds(5000, FRESH)}
         (gone, *_) = [r for r in reversed(kd) if r["seed"] == seed and r["run_id"] not in wins]
         rows = [row for row in mine if row is not gone]
         assert read(rows).whole == []
@@ -301,6 +301,20 @@ def test_sides_of_two_teachers_are_two_trials(golden):
 
 def test_more_fresh_seeds_asked_for_than_run_is_half_done(golden):
     assert read(golden, FRESH + 1).whole == []
+
+
+def test_unless_said_otherwise_many_images_have_fewer_fresh_seeds():
+    """Above 10,000 images five seeds are a whole, below they are half of one."""
+    rows = [
+        line
+        for images in (5000, 45000)
+        for side in sides.MAIN
+        for line in one_side(side, images, 16, 0.5, fresh=sides.FEWER_FRESH)
+    ]
+    found = read(rows, None)
+    assert found.whole == [(45000, 16)]
+    assert "| 5,000 | 16 | kd | 60 of 60 | 18 of 18 | 5 of 10 |" in page.unfinished(found)
+    assert "5 to 10 fresh seeds" not in text(rows, fresh=None).split("## Unfinished")[0]
 
 
 def test_border_is_noticed_and_natural_ends_are_none():

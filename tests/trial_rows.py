@@ -63,7 +63,7 @@ def one_side(side, images, width, level, best=None, fresh=FRESH, noise=0.002, se
     best_six = sides.finalists(frame(rows))
     more = sides.cells(side, [configs[i] for i in best_six], sides.FINAL_SEEDS[1:], *own)
     rows += rows_of(more, accuracy, images)
-    winner = sides.cells(side, [configs[best]], sides.fresh_seeds(fresh), *own)
+    winner = sides.cells(side, [configs[best]], sides.fresh_seeds(images, fresh), *own)
     return rows + rows_of(winner, accuracy, images)
 
 
