@@ -51,6 +51,12 @@ class Trial:
         return [side for side in sides.SIDES if side in set(self.entries.index.get_level_values(2))]
 
     @property
+    def steps(self) -> pd.Series:
+        """Steps of a run, by number of training images."""
+        epochs = self.rows.groupby("images").epochs.first()
+        return epochs * np.ceil(epochs.index.to_numpy() / self.rows.batch_size.iloc[0])
+
+    @property
     def whole(self) -> list[tuple]:
         """The whole places, in order."""
         return places_of(self.entries[self.entries.whole])

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pandas as pd
 
 import sides
@@ -27,7 +26,6 @@ NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature
 def page(trial: Trial) -> dict:
     """What the template shows: texts and tables."""
     rows = trial.rows
-    steps = steps_of(trial)
     return {
         "findings": findings(trial),
         "expect": expect(trial),
@@ -38,8 +36,8 @@ def page(trial: Trial) -> dict:
         "at_border": at_border(trial),
         "settings": {name: distinct(rows[name])[0] for name in PROTOCOL if name not in OF_PLACE},
         "lengths": [
-            f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, {steps[images]:,.0f} steps, "
-            f"{numbers(trial.entries.asked[images])} fresh seeds"
+            f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, "
+            f"{trial.steps[images]:,.0f} steps, {numbers(trial.entries.asked[images])} fresh seeds"
             for images, epochs in rows.groupby("images").epochs.first().items()
         ],
         "teachers": taught_by(trial),
@@ -52,12 +50,6 @@ def page(trial: Trial) -> dict:
         "measured": numbers(trial.entries.asked[trial.entries.whole]) if trial.whole else "",
         "RATE": RATE,
     }
-
-
-def steps_of(trial: Trial) -> pd.Series:
-    """Steps of a run, by number of training images."""
-    epochs = trial.rows.groupby("images").epochs.first()
-    return epochs * np.ceil(epochs.index.to_numpy() / trial.rows.batch_size.iloc[0])
 
 
 def gain(test: pd.Series) -> str:
@@ -201,7 +193,7 @@ def findings(trial: Trial) -> list[str]:
     smooth = tests[(tests.side == "smooth") & (tests.against == "alone")]
     taught = trial.rows[trial.rows.side == "kd"]
     seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
-    steps = steps_of(trial)[list(dict.fromkeys(place[0] for place in trial.whole))]
+    steps = trial.steps[list(dict.fromkeys(place[0] for place in trial.whole))]
     span = f"{steps.min():,.0f}" + (f" to {steps.max():,.0f}" if steps.max() > steps.min() else "")
     sentences = [
         f"After {span} steps, with a teacher trained on {seen}, distillation beats the student "

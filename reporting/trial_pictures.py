@@ -29,6 +29,9 @@ def by_images(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
     width = tests.width.iloc[0]
     axes = lines(part, trial, tests, "images", f"student of width {width:g}")
     axes.set_title("When distillation helps: by number of training images\n", linespacing=1.4)
+    ticks = sorted(tests.images.unique())
+    names = [f"{tick:,.0f}\n{trial.steps[tick]:,.0f} steps" for tick in ticks]
+    axes.set_xticks(ticks, names)
     axes.set_xlabel("training images (logarithmic)")
 
 
