@@ -9,7 +9,7 @@
 #   SIZES WIDTH       numbers of training images, at students of this width
 #   WIDTHS SIZE       widths of the student, at this number of images; '' for none
 #   VAL_SIZE          images held out of training, on which everything is chosen
-#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner (unset: as in sides.py)
+#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
 #   METHODS           further sides, as "sp at"
 #   TEACHER           a checkpoint; unset: one is trained on all images but those held out
 #   SAME_TEACHER      sizes at which kd also gets a teacher trained on the very same images
@@ -47,6 +47,7 @@ NEEDS=requirements.txt
 . ./ranks.sh
 
 data="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --val-size $VAL_SIZE"
+fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
 
 # What goes wrong at one place is no reason to leave the others undone; the report names them.
 attempt() { # a command; says by its status whether it went well
@@ -58,7 +59,7 @@ attempt() { # a command; says by its status whether it went well
 place() { # images, width, then the sides' flags
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" ${FRESH:+--fresh "$FRESH"} $FLAGS \
+        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" $fresh $FLAGS \
             --stage $stage --train-size "$1" --width "$2" $3 || return 0
     done
 }
@@ -85,5 +86,5 @@ for size in $SAME_TEACHER; do
 done
 
 echo "== report" >&2
-"$PYTHON" trial.py --report --out-dir "$OUT_DIR" ${FRESH:+--fresh "$FRESH"}
+"$PYTHON" trial.py --report --out-dir "$OUT_DIR" $fresh
 exit "$failed"

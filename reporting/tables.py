@@ -62,6 +62,12 @@ def with_interval(value: float, half: float, words: Callable[[float], str] = poi
     return words(value) + interval
 
 
+def span(values: pd.Series, words: Callable[[float], str] = "{:g}".format) -> str:
+    """`5 to 10`, the smallest and the largest; `10` where they read alike."""
+    low, high = words(values.min()), words(values.max())
+    return low if low == high else f"{low} to {high}"
+
+
 def temperature(t: float) -> str:
     return NONE if t == NO_TEMPERATURE else f"{t:g}"
 
@@ -228,9 +234,3 @@ def reference_table(table: pd.DataFrame) -> str:
     )
     text["difference"] = table.difference.map(points)
     return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *AGAINST)
-
-
-def numbers(values: pd.Series) -> str:
-    """`10`, or `5 to 10`."""
-    low, high = values.min(), values.max()
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -66,8 +66,9 @@ class Trial:
 
 
 def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
-    """What is known of the trial in cleaned rows; `fresh` seeds make a winner whole (None: FRESH).
+    """What is known of the trial in cleaned rows.
 
+    `fresh` seeds make a winner whole (None: as many as sides.fresh_seeds has);
     `diverged` are the run ids of runs that were made and left no row.
 
     Raises UserError where there is no run of a trial, or runs of several.

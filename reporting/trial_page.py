@@ -9,12 +9,12 @@ from reporting.rows import PROTOCOL
 from reporting.tables import (
     distinct,
     duration,
-    numbers,
     percent,
     plural,
     points,
     several,
     show_lines,
+    span,
     with_interval,
 )
 from reporting.trial import OF_PLACE, PLACE, RATE, TUNED, Trial, borders, places_of
@@ -25,7 +25,7 @@ NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature
 
 def page(trial: Trial) -> dict:
     """What the template shows: texts and tables."""
-    rows = trial.rows
+    rows, steps = trial.rows, trial.steps
     return {
         "findings": findings(trial),
         "expect": expect(trial),
@@ -37,7 +37,7 @@ def page(trial: Trial) -> dict:
         "settings": {name: distinct(rows[name])[0] for name in PROTOCOL if name not in OF_PLACE},
         "lengths": [
             f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, "
-            f"{trial.steps[images]:,.0f} steps, {numbers(trial.entries.asked[images])} fresh seeds"
+            f"{steps[images]:,.0f} steps, {span(trial.entries.asked[images])} fresh seeds"
             for images, epochs in rows.groupby("images").epochs.first().items()
         ],
         "teachers": taught_by(trial),
@@ -46,8 +46,8 @@ def page(trial: Trial) -> dict:
         "runs": plural(len(rows), "run"),
         "time": duration(rows.seconds),
         "sides": sides,
-        "fresh": numbers(trial.entries.asked),
-        "measured": numbers(trial.entries.asked[trial.entries.whole]) if trial.whole else "",
+        "fresh": span(trial.entries.asked),
+        "measured": span(trial.entries.asked[trial.entries.whole]) if trial.whole else "",
         "RATE": RATE,
     }
 
@@ -194,11 +194,10 @@ def findings(trial: Trial) -> list[str]:
     taught = trial.rows[trial.rows.side == "kd"]
     seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
     steps = trial.steps[list(dict.fromkeys(place[0] for place in trial.whole))]
-    span = f"{steps.min():,.0f}" + (f" to {steps.max():,.0f}" if steps.max() > steps.min() else "")
     sentences = [
-        f"After {span} steps, with a teacher trained on {seen}, distillation beats the student "
-        f"alone that was tuned as well {held(kd)}: {extremes(kd)} (95 % intervals over fresh "
-        "seeds).",
+        f"After {span(steps, '{:,.0f}'.format)} steps, with a teacher trained on {seen}, "
+        f"distillation beats the student alone that was tuned as well {held(kd)}: "
+        f"{extremes(kd)} (95 % intervals over fresh seeds).",
         f"Label smoothing, which needs no teacher, beats it {held(smooth)} "
         f"({ranged(smooth.difference)}), and distillation beats label smoothing {held(rival)} "
         f"({ranged(rival.difference)}).",
@@ -234,5 +233,4 @@ def extremes(tests: pd.DataFrame) -> str:
 
 def ranged(values: pd.Series) -> str:
     """`+0.10 to +1.20 points`."""
-    low, high = points(values.min()), points(values.max())
-    return f"{low} points" if low == high else f"{low} to {high} points"
+    return f"{span(values, points)} points"

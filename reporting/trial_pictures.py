@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator
 
 import sides
 from reporting.pictures import COLOURS, INK, MARKERS, MUTED, draw
-from reporting.tables import numbers
+from reporting.tables import span
 from reporting.trial import PLACE, Trial
 
 
@@ -29,9 +29,8 @@ def by_images(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
     width = tests.width.iloc[0]
     axes = lines(part, trial, tests, "images", f"student of width {width:g}")
     axes.set_title("When distillation helps: by number of training images\n", linespacing=1.4)
-    ticks = sorted(tests.images.unique())
-    names = [f"{tick:,.0f}\n{trial.steps[tick]:,.0f} steps" for tick in ticks]
-    axes.set_xticks(ticks, names)
+    steps = trial.steps
+    axes.set_xticklabels([f"{n:,.0f}\n{steps[n]:,.0f} steps" for n in axes.get_xticks()])
     axes.set_xlabel("training images (logarithmic)")
 
 
@@ -61,7 +60,7 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
-    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {numbers(tests.n)} "
+    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {span(tests.n)} "
     what += "fresh seeds; filled: holds after correction"
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes
