@@ -29,6 +29,7 @@ def page(trial: Trial) -> dict:
     return {
         "findings": findings(trial),
         "expect": expect(trial),
+        "others": others(trial),
         "any_lost": bool(trial.entries.lost[trial.entries.whole].any()),
         "family": int(trial.tests.p.notna().sum()),
         "unfinished": unfinished(trial),
@@ -59,16 +60,28 @@ def gain(test: pd.Series) -> str:
 
 
 def expect(trial: Trial) -> str:
-    """The table of whole places; empty if there is none."""
+    """The table of the main sides at whole places; empty if there is none."""
     lines = []
-    tests = trial.tests.set_index([*PLACE, "side", "against"])
+    tests = trial.tests[trial.tests.side.isin(sides.MAIN)]
+    pairs = dict.fromkeys(zip(tests.side, tests.against, strict=True))
+    tests = tests.set_index([*PLACE, "side", "against"])
     for place in trial.whole:
         line = {"images": f"{place[0]:,.0f}", "width": f"{place[1]:g}"}
-        line |= {side: accuracy(trial, place, side) for side in trial.sides}
-        for side, against in dict.fromkeys(zip(trial.tests.side, trial.tests.against, strict=True)):
-            key = (*place, side, against)
-            line[f"{side} − {against}"] = gain(tests.loc[key]) if key in tests.index else "—"
+        line |= {side: accuracy(trial, place, side) for side in sides.MAIN}
+        line |= {f"{pair[0]} − {pair[1]}": gain(tests.loc[(*place, *pair)]) for pair in pairs}
         lines.append(line | {f"held out: lr {RATE:g}, own best": in_search(trial, place)})
+    return show_lines(lines)
+
+
+def others(trial: Trial) -> str:
+    """The table of all further sides, which few places have; empty if none has."""
+    lines = []
+    tests = trial.tests[~trial.tests.side.isin(sides.MAIN)]
+    for (images, width, side), part in tests.groupby([*PLACE, "side"], sort=False):
+        line = {"images": f"{images:,.0f}", "width": f"{width:g}", "side": side}
+        line["accuracy"] = accuracy(trial, (images, width), side)
+        line |= {f"− {test.against}": gain(test) for test in part.itertuples()}
+        lines.append(line)
     return show_lines(lines)
 
 
@@ -81,11 +94,8 @@ def in_search(trial: Trial, place: tuple) -> str:
 
 
 def accuracy(trial: Trial, place: tuple, side: str) -> str:
-    """Mean ± standard deviation over fresh seeds of a whole side; — otherwise."""
-    key = (*place, side)
-    if key not in trial.entries.index or not trial.entries.whole[key]:
-        return "—"
-    one = trial.entries.loc[key]
+    """Mean ± standard deviation over the fresh seeds of a whole side."""
+    one = trial.entries.loc[(*place, side)]
     return several(one.accuracy) + (f" ({one.lost} diverged)" if one.lost else "")
 
 
@@ -163,7 +173,7 @@ def taught_by(trial: Trial) -> list[str]:
         grade = f", {percent(own.test_acc.iloc[0])} % on test" if len(own) else ""
         held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"
-        who = " and ".join(dict.fromkeys(part.side))
+        who = ", ".join(dict.fromkeys(part.side))
         lines.append(
             f"`{teacher}` (`{sha}`{grade}) taught {who}. It was trained on {seen_by(teacher)}, "
             f"{some}."
