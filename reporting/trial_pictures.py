@@ -20,6 +20,7 @@ def pictures(trial: Trial) -> dict[str, bytes]:
         counts = tests.groupby(other)[along].nunique()
         if len(counts) and counts.max() > 1:
             part = tests[tests[other] == counts.idxmax()]
+            part = part[part.groupby("side")[along].transform("nunique") > 1]  # a point is no line
             drawn[name] = draw([(trial, part)], by_images if along == "images" else by_width,
                                lambda *_: 4.2)  # fmt: skip
     return drawn

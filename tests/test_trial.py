@@ -1,5 +1,7 @@
 """The fair trial: as many tries a side, held-out images alone choose, fresh seeds measure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -365,6 +367,17 @@ def test_pictures_are_drawn_and_the_same_every_time(golden):
     first, second = (trial_pictures.pictures(read(golden)) for _ in range(2))
     assert set(first) == {"trial-images", "trial-width"} and first == second
     assert all(png.startswith(b"\x89PNG") for png in first.values())
+
+
+def test_a_side_at_one_place_is_no_line_of_a_picture(golden):
+    """kd-same has two numbers of images at width 16 and one width at 5,000 images."""
+    found = read(golden)
+    kept = found.tests[found.tests.side != sides.KD_SAME]
+    both, bare = (
+        trial_pictures.pictures(replace(found, tests=tests)) for tests in (found.tests, kept)
+    )
+    assert both["trial-images"] != bare["trial-images"]
+    assert both["trial-width"] == bare["trial-width"]
 
 
 def test_the_report_from_the_command_line(golden, tmp_path, capsys):
