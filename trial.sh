@@ -81,7 +81,7 @@ for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
     attempt "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
-        --epochs "$epochs" --t-max "$epochs" || continue
+        --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
     place "$size" "$WIDTH" "--sides kd-same --teacher-seed 1"
 done
 
