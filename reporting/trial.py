@@ -51,10 +51,15 @@ class Trial:
         return [side for side in sides.SIDES if side in set(self.entries.index.get_level_values(2))]
 
     @property
+    def epochs(self) -> pd.Series:
+        """Epochs of a run, by number of training images."""
+        return self.rows.groupby("images").epochs.first()
+
+    @property
     def steps(self) -> pd.Series:
         """Steps of a run, by number of training images."""
-        epochs = self.rows.groupby("images").epochs.first()
-        return epochs * np.ceil(epochs.index.to_numpy() / self.rows.batch_size.iloc[0])
+        an_epoch = np.ceil(self.epochs.index.to_numpy() / self.rows.batch_size.iloc[0])
+        return self.epochs * an_epoch
 
     @property
     def whole(self) -> list[tuple]:

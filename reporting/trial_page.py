@@ -39,7 +39,7 @@ def page(trial: Trial) -> dict:
         "lengths": [
             f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, "
             f"{steps[images]:,.0f} steps, {span(trial.entries.asked[images])} fresh seeds"
-            for images, epochs in rows.groupby("images").epochs.first().items()
+            for images, epochs in trial.epochs.items()
         ],
         "teachers": taught_by(trial),
         "made": {name: distinct(rows[name]) for name in MADE},
@@ -59,6 +59,11 @@ def gain(test: pd.Series) -> str:
     return f"**{text}**" if test.sign else text
 
 
+def at(images: float, width: float) -> dict[str, str]:
+    """A place as a line of a table begins."""
+    return {"images": f"{images:,.0f}", "width": f"{width:g}"}
+
+
 def expect(trial: Trial) -> str:
     """The table of the main sides at whole places; empty if there is none."""
     lines = []
@@ -66,9 +71,8 @@ def expect(trial: Trial) -> str:
     pairs = dict.fromkeys(zip(tests.side, tests.against, strict=True))
     tests = tests.set_index([*PLACE, "side", "against"])
     for place in trial.whole:
-        line = {"images": f"{place[0]:,.0f}", "width": f"{place[1]:g}"}
-        line |= {side: accuracy(trial, place, side) for side in sides.MAIN}
-        line |= {f"{pair[0]} − {pair[1]}": gain(tests.loc[(*place, *pair)]) for pair in pairs}
+        line = at(*place) | {side: accuracy(trial, place, side) for side in sides.MAIN}
+        line |= {f"{one} − {other}": gain(tests.loc[(*place, one, other)]) for one, other in pairs}
         lines.append(line | {f"held out: lr {RATE:g}, own best": in_search(trial, place)})
     return show_lines(lines)
 
@@ -78,7 +82,7 @@ def others(trial: Trial) -> str:
     lines = []
     tests = trial.tests[~trial.tests.side.isin(sides.MAIN)]
     for (images, width, side), part in tests.groupby([*PLACE, "side"], sort=False):
-        line = {"images": f"{images:,.0f}", "width": f"{width:g}", "side": side}
+        line = at(images, width) | {"side": side}
         line["accuracy"] = accuracy(trial, (images, width), side)
         line |= {f"− {test.against}": gain(test) for test in part.itertuples()}
         lines.append(line)
@@ -105,8 +109,8 @@ def unfinished(trial: Trial) -> str:
     for place in places_of(trial.entries[~trial.entries.whole]):
         for side, one in trial.entries.loc[place].iterrows():
             if not one.whole:
-                lines.append({
-                    "images": f"{place[0]:,.0f}", "width": f"{place[1]:g}", "side": side,
+                lines.append(at(*place) | {
+                    "side": side,
                     "search": f"{one.search} of {sides.BUDGET}",
                     "final": f"{one.final} of {sides.KEEP * len(sides.FINAL_SEEDS)}",
                     "fresh": f"{one.fresh} of {one.asked}",
@@ -121,9 +125,8 @@ def choices(trial: Trial) -> str:
     """What was chosen where, how well it learned, and whether it lies at a border."""
     lines = []
     for (images, width, side), one in trial.entries[trial.entries.choice >= 0].iterrows():
-        lines.append({
-            "images": f"{images:,.0f}", "width": f"{width:g}", "side": side,
-            "cell": described(side, one.choice), "held-out": percent(one.val),
+        lines.append(at(images, width) | {
+            "side": side, "cell": described(side, one.choice), "held-out": percent(one.val),
             "on its training images": percent(one.train),
             "runs lost in search": str(sides.BUDGET - one.search),
             "border": "; ".join(ends(side, one.choice)) or "no",
