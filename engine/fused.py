@@ -103,9 +103,9 @@ class FusedStep:
         pairs = zip(self.trainees, self.logits(x), strict=True)
         return [logits for trainee, logits in pairs if trainee in chosen]
 
-    def __call__(self, batch: Batch) -> None:
-        """The same step as `student_step` for each trainee."""
-        logits = self.logits(batch.x)  # [C, B, K]
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Every student's logits [C, B, K], and its loss, hard and soft loss, [C] each."""
+        logits = self.logits(batch.x)
         hard = torch.vmap(hard_loss, (0, None))(logits, batch.labels)  # [C]
         soft = torch.zeros_like(hard)
         for method, cells in self.methods.items():
@@ -113,7 +113,11 @@ class FusedStep:
             mine = logits.index_select(0, cells), batch.logits, batch.labels
             own = loss(*mine, self.temperature.index_select(0, cells))
             soft = soft.index_copy(0, cells, own)
-        loss = mix(hard, soft, self.alpha, self.weight)
+        return logits, mix(hard, soft, self.alpha, self.weight), hard, soft
+
+    def __call__(self, batch: Batch) -> None:
+        """The same step as `student_step` for each trainee."""
+        logits, loss, hard, soft = self.losses(batch)
         # No parameter is in two cells' losses.
         gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))
         with torch.no_grad():
