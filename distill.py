@@ -35,6 +35,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     cells = []
     for own in flags.sweep(args, args.student, args.student_width):
         cells += [Cell(**own)] * args.alone
+        cells += [Cell(alpha=a, method="none", **own) for a in args.alpha] * args.control
         grid = product(args.alpha, temperatures, betas)
         cells += [Cell(alpha=a, temperature=t, beta=b, **own, **common) for a, t, b in grid]
     return list(dict.fromkeys(cells))

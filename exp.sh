@@ -3,7 +3,7 @@
 #
 #   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
 #   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
-#   sh exp.sh --ablation     also the soft loss times T^2, and the hard loss x (1 - alpha) alone
+#   sh exp.sh --ablation     also the grid with the soft loss times T^2
 #   LOOP=1 sh exp.sh         cell by cell instead of in one pass; the same rows on a CPU
 #
 # The environment narrows or widens it:
@@ -99,24 +99,25 @@ else
     spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
 fi
 
-alone=--alone # in the first grid's pass
+# What the grid is measured against, in the first grid's pass: no teacher, and for each alpha no
+# teacher and as small a gradient.
+alone="--alone --control"
 if [ -n "$LOOP" ]; then
-    part "student alone"
+    part "student alone, and control"
     try "$PYTHON" train_student.py $THREADS $students --seed $SEEDS
+    try "$PYTHON" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS --method none
     alone=''
 fi
 for method in $METHODS; do
     betas=
     case "$method" in *:*) betas="--beta $(echo "${method#*:}" | tr , ' ')" ;; esac
-    part "${alone:+student alone and }grid, $method"
+    part "${alone:+student alone, control and }grid, $method"
     grid --method "${method%%:*}" $betas $alone
     alone=''
 done
 if [ -n "$ABLATION" ]; then
     part "grid, kd x T^2"
     grid --scale-t2
-    part "control without a teacher"
-    grid --method none
 fi
 for seed in $RESNET_SEEDS; do
     part "ResNet-18 students, seed $seed"

@@ -136,6 +136,9 @@ def add_distillation(p: Parser) -> None:
         help="channels of its first stage; unset: its own")  # fmt: skip
     add("--alone", action="store_true",
         help="also the student alone, without a teacher, in the same pass")  # fmt: skip
+    add("--control", action="store_true",
+        help="also, for each alpha, the hard loss x (1 - alpha) without a teacher, in the same "
+        "pass")  # fmt: skip
     add = p.add_argument_group("distillation (several values: every combination)").add_argument
     add("--method", choices=["none", *METHODS], default="kd", help=method_help())
     add("--alpha", type=SHARE, nargs="+", default=[0.5],

@@ -8,7 +8,7 @@ The trainees' own parameters become views into the stacks, so that evaluation, s
 go on working on the same memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.trainee import Batch, Trainee, mix
 from losses import Method, hard_loss
 from models import CNN
-from models.cnn import pool
+from utils import note
 
 
 def can_fuse(trainees: list[Trainee]) -> bool:
@@ -53,6 +53,7 @@ class FusedStep:
             if trainee.method:
                 places.setdefault(trainee.method, []).append(place)
         self.methods = {m: torch.tensor(p, device=self.lr.device) for m, p in places.items()}
+        self.compiled: Callable[[Batch], tuple[Tensor, ...]] | None = None
 
     def _column(self, values: Iterable[float]) -> Tensor:
         """A value a cell, [C]."""
@@ -87,12 +88,12 @@ class FusedStep:
         width = p["conv1.weight"].shape[1]
         # The cells share the input, so their first convolutions are one, with C * w channels.
         h = F.conv2d(x, p["conv1.weight"].flatten(0, 1), p["conv1.bias"].flatten(), 2, 1)
-        h = pool(F.leaky_relu(h, 0.2))  # [B, C * w, 16, 16], channels last in memory
+        h = F.leaky_relu(h, 0.2).permute(0, 2, 3, 1)  # [B, 16, 16, C * w], as it lies in memory
+        h = first_max(first_max(h, 2), 1)
         # The second one differs in input and weights: patches times weights, a bmm over the cells.
-        # (Not F.unfold: on a GPU that is a kernel launch for every image of every cell.) A patch
-        # has its channels innermost, as the memory has, so that neighbours are read together.
-        patches = F.pad(h, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # [B, C * w, 8, 8, 3, 3]
-        patches = patches.unflatten(1, (cells, width)).permute(1, 0, 3, 4, 5, 6, 2)
+        # A patch has its channels innermost, as the memory has: neighbours are read together.
+        patches = taps(taps(h, 1), 3).unflatten(5, (cells, width))  # [B, 8, 3, 8, 3, C, w]
+        patches = patches.permute(5, 0, 1, 3, 2, 4, 6)
         kernel = p["conv2.weight"].permute(0, 3, 4, 2, 1).flatten(1, 3)  # [C, 9w, 2w]
         h = torch.bmm(patches.reshape(cells, batch * 64, 9 * width), kernel)
         h = (h + p["conv2.bias"][:, None]).view(cells, batch, 64 * 2 * width)
@@ -115,9 +116,24 @@ class FusedStep:
             soft = soft.index_copy(0, cells, own)
         return logits, mix(hard, soft, self.alpha, self.weight), hard, soft
 
+    def compile_for(self, size: int) -> None:
+        """From now on compute the losses of `size` images by kernels that torch.compile makes."""
+        self.compiled, self.size = torch.compile(self.losses, dynamic=False), size
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """By the compiled kernels where there are any; an epoch's small last batch goes without."""
+        if self.compiled and len(batch.labels) == self.size:
+            try:
+                return self.compiled(batch)
+            except RuntimeError as error:  # no C compiler, no Triton
+                why = (str(error).splitlines() or [type(error).__name__])[0]
+                note(f"this step cannot be compiled ({why}): it takes torch's own kernels")
+                self.compiled = None
+        return self.losses(batch)
+
     def __call__(self, batch: Batch) -> None:
         """The same step as `student_step` for each trainee."""
-        logits, loss, hard, soft = self.losses(batch)
+        logits, loss, hard, soft = self._losses(batch)
         # No parameter is in two cells' losses.
         gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))
         with torch.no_grad():
@@ -136,6 +152,30 @@ class FusedStep:
         if self.momentum:
             gradient = self.velocity[name].mul_(self.momentum).add_(gradient)
         stack.sub_(by_cell(self.lr, stack) * gradient)
+
+
+def shifted(h: Tensor, dim: int, by: int, filled: float) -> Tensor:
+    """h with its entries moved on by one along `dim` (-1: back), and one of `filled` at the end."""
+    return F.pad(h, (0, 0) * (h.ndim - 1 - dim) + (by, -by), value=filled)
+
+
+def first_max(h: Tensor, dim: int) -> Tensor:
+    """The larger of each entry and the next along `dim`; of equal ones the first, as F.max_pool2d.
+
+    Along a row and then a column it is that pool of 2x2 with stride 1, and so is its gradient. But
+    it is all element by element, of which torch.compile makes one kernel.
+    """
+    following = shifted(h, dim, -1, float("-inf"))
+    return torch.where(following > h, following, h)
+
+
+def taps(h: Tensor, dim: int) -> Tensor:
+    """What each place of a convolution of 3, stride 2 and padding 1 sees: [..., 2n, ...] to n, 3.
+
+    Place i sees 2i - 1, 2i and 2i + 1. (Not Tensor.unfold, whose gradient was a fifth of a step.)
+    """
+    even, odd = h.unflatten(dim, (-1, 2)).unbind(dim + 1)
+    return torch.stack([shifted(odd, dim, 1, 0.0), even, odd], dim + 1)
 
 
 def clipped(gradients: Iterable[Tensor], longest: float) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 On a CPU every cell is stepped by itself (`student_step`). On a GPU cells that can are stacked
 (fused.py), and a whole batch's step, from its views to the new weights, is recorded once and then
-replayed (graph.py). Both leave what the plain steps leave, up to rounding.
+replayed (graph.py). A long pass has its stacks compiled, too. All of it leaves what the plain steps
+leave, up to rounding.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from utils import UserError, note
 # How a device records a step; a device that is not here launches every kernel by itself.
 CAPTURE: dict[str, Callable] = {"cuda": cuda_graph}
 FUSES = {"cuda"}  # devices on which stacking pays: a CPU gains nothing by fewer, larger kernels
+COMPILE_FROM = 20_000  # steps of a pass that save more than the seconds that compiling takes
 STACK = 64  # cells at most in one stack: bounds the memory of a wide grid
 
 
@@ -98,6 +100,10 @@ class Steps:
         # DDP talks to other processes, and a teacher's activations are too large to keep a copy of.
         recordable = not ddp and not self.taught_stages
         self.capture = CAPTURE.get(run.device.type) if recordable else None
+        if self.capture and self.count * run.settings.epochs >= COMPILE_FROM:
+            for team in self.teams:
+                if isinstance(team, FusedStep):
+                    team.compile_for(self.size)
         self.replay: Callable[[], None] | None = None
         self.start = torch.zeros((), dtype=torch.int64, device=run.device)  # a replay's first image
 

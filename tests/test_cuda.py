@@ -265,6 +265,17 @@ def test_recorded_steps_leave_what_launched_ones_do(monkeypatch, what, momentum)
     torch.testing.assert_close(recorded, launched, rtol=0, atol=10 * noise + 1e-4)
 
 
+def test_compiled_steps_leave_what_torchs_own_kernels_do(monkeypatch, capsys):
+    """Over two epochs, recorded both times; as far apart as kernels that add in other orders."""
+    settings = replace(TINY, momentum=0.9)
+    pass_, plain = two_epochs(GRID, settings)
+    assert not pass_.teams[0].compiled
+    monkeypatch.setattr(steps, "COMPILE_FROM", 0)
+    pass_, compiled = two_epochs(GRID, settings)
+    assert pass_.replay and pass_.teams[0].compiled and not capsys.readouterr().err
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("what", RECORDED)
 def test_ten_steps_never_wait_for_the_gpu(monkeypatch, what, recorded):

@@ -200,16 +200,16 @@ def test_a_teacher_at_hand_is_not_trained(exp):
 def test_the_student_alone_is_in_the_first_grids_pass(exp):
     status, ran, _, err = exp(1, "--ablation", METHODS="sp:30,300 kd")
     assert status == 0 and not any(ALONE in line for line in ran)
-    assert [" --alone" in line for line in ran[1:5]] == [True, False, False, False]
+    assert [" --alone --control" in line for line in ran[1:4]] == [True, False, False]
     assert "--method sp --beta 30 300" in ran[1] and "--method kd" in ran[2]
-    assert "== student alone and grid, sp:30,300\n" in err and "== grid, kd\n" in err
+    assert "== student alone, control and grid, sp:30,300\n" in err and "== grid, kd\n" in err
 
 
 def test_cell_by_cell_it_is_trained_by_itself(exp):
     status, ran, _, err = exp(1, LOOP="1", RESNET_SEEDS="")
     assert status == 0 and not any("--alone" in line for line in ran)
-    assert [ALONE in line for line in ran] == [False, True, False, False, False, False, False]
-    assert "== student alone\n" in err
+    assert [ALONE in line for line in ran].index(True) == 1 and "--method none" in ran[2]
+    assert len(ran) == 8 and "== student alone, and control\n" in err
 
 
 # ---------------------------------------------------------------- the trial

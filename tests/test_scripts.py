@@ -130,11 +130,13 @@ def test_other_students_and_several_seeds(flags, out):
 def test_a_sweep_and_the_student_alone_in_one_pass(flags, out, tmp_path):
     """Rows and bits are those of train_student.py and of one command a value."""
     flags, own = [*flags, "--lr", 0.01, 0.03], ["--student-width", 4, 6]
-    assert script(distill.main, *flags, *own, "--alone", "--out-dir", out) == 0
+    assert script(distill.main, *flags, *own, "--alone", "--control", "--out-dir", out) == 0
     rows = rows_of(out)
-    assert list(rows[rows.role == "student"].groupby(["width", "lr"]).size()) == [1] * 4
+    students = rows[rows.role == "student"]
+    assert sorted(students.alpha) == [0.0] * 4 + [0.5] * 4  # alone, and the control of alpha 0.5
+    assert list(students.groupby(["width", "lr"]).size()) == [2] * 4
     assert list(rows[rows.role == "distill"].groupby(["width", "lr"]).size()) == [1] * 4
-    assert set(rows[rows.role != "teacher"].cells) == {8}
+    assert set(rows[rows.role != "teacher"].cells) == {12}
     for width in (4, 6):
         assert script(train_student.main, *flags, "--width", width, "--out-dir", tmp_path) == 0
     assert weights(tmp_path).items() <= weights(out).items() and len(weights(tmp_path)) == 4

@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves
 from datasets.views import Split, epoch_views, gather, normalise
 from engine import graph, steps
 from engine.cells import Cell, run_id
-from engine.fused import FusedStep, can_fuse
+from engine.fused import FusedStep, can_fuse, first_max
 from engine.loop import train
 from engine.rows import csv_path, read_rows
 from engine.steps import PlainStep, Steps
 from engine.trainee import Batch, Trainee
+from models.cnn import pool
 from utils import Interrupted, UserError
 
 OWN = [{"lr": 0.1}, {"lr": 0.03, "weight_decay": 1e-2}]
@@ -82,6 +83,42 @@ def test_momentum_from_a_stack_is_laid_out_as_a_lone_cell_s_weights(tiny_data, t
             t.optimiser.state[w]["momentum_buffer"] for t, w in ((lone, p), (stacked[0], q))
         )
         assert own.stride() == p.stride() and torch.equal(own, other) and own.any()
+
+
+def test_of_equal_pixels_the_first_has_the_pools_gradient():
+    """As F.max_pool2d decides it; the black border that a crop adds is full of equal pixels."""
+    x = torch.randint(0, 3, (4, 6, 16, 16)).double().requires_grad_()
+    weights = torch.randn(4, 6, 16, 16, dtype=torch.float64)
+    ours = first_max(first_max(x.permute(0, 2, 3, 1), 2), 1).permute(0, 3, 1, 2)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, pool(x))]
+    assert torch.equal(ours, pool(x))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_a_long_pass_is_compiled_where_it_can_be(make_run, monkeypatch, capsys):
+    """Whole batches alone. Where the compiler fails a line says so, and weights are the same."""
+    sizes = []
+
+    def compiler(losses, dynamic):
+        def run(batch):
+            sizes.append(len(batch.labels))
+            if broken:
+                raise RuntimeError("no C compiler\nand more")
+            return losses(batch)
+
+        return run
+
+    for name, value in {"FUSES": {"cpu"}, "CAPTURE": {"cpu": lambda step: step}}.items():
+        monkeypatch.setattr(steps, name, value)
+    broken, plain = False, train_all(GRID, make_run("plain"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert train_all(GRID, make_run("short")) == plain and not sizes
+    monkeypatch.setattr(steps, "COMPILE_FROM", 8)  # an epoch's 4 steps, two epochs
+    assert train_all(GRID, make_run("compiled")) == plain and set(sizes) == {32}
+    assert not capsys.readouterr().err.count("cannot be compiled")
+    broken, sizes = True, []
+    assert train_all(GRID, make_run("broken")) == plain and len(sizes) == 1
+    assert capsys.readouterr().err.count("cannot be compiled (no C compiler)") == 1
 
 
 def test_batch_norm_students_are_not_fused():
