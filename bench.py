@@ -157,7 +157,9 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     with tempfile.TemporaryDirectory() as folder:
         sheet = Sheet(Path(folder) / "bench.sheet", {}, images, len(data.classes))
         # Nothing is saved, so there is no keeper, who would catch Ctrl-C.
-        how = Settings(amp=job.amp), data, teacher, Path(), device, Ranks(), None
+        # As long a pass as the reference's, whatever the images: a GPU compiles the steps of one.
+        settings = Settings(amp=job.amp, epochs=EPOCHS * IMAGES // images)
+        how = settings, data, teacher, Path(), device, Ranks(), None
         run = Run(*how, sheet=sheet)
         views = epoch_views(0, 0, images, device)
 

@@ -35,7 +35,8 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     cells = []
     for own in flags.sweep(args, args.student, args.student_width):
         cells += [Cell(**own)] * args.alone
-        cells += [Cell(alpha=a, method="none", **own) for a in args.alpha] * args.control
+        if args.control:  # at alpha 1 nothing is left of the hard loss
+            cells += [Cell(alpha=a, **own) for a in args.alpha if a < 1]
         grid = product(args.alpha, temperatures, betas)
         cells += [Cell(alpha=a, temperature=t, beta=b, **own, **common) for a, t, b in grid]
     return list(dict.fromkeys(cells))

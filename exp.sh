@@ -105,7 +105,10 @@ alone="--alone --control"
 if [ -n "$LOOP" ]; then
     part "student alone, and control"
     try "$PYTHON" train_student.py $THREADS $students --seed $SEEDS
-    try "$PYTHON" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS --method none
+    controls=
+    for alpha in $ALPHAS; do case "$alpha" in 1 | 1.*) ;; *) controls="$controls $alpha" ;; esac; done
+    [ -z "$controls" ] || try "$PYTHON" distill.py $THREADS $students --seed $SEEDS \
+        --alpha $controls --method none
     alone=''
 fi
 for method in $METHODS; do

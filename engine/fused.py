@@ -19,6 +19,8 @@ from losses import Method, hard_loss
 from models import CNN
 from utils import note
 
+Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
+
 
 def can_fuse(trainees: list[Trainee]) -> bool:
     """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
@@ -53,7 +55,8 @@ class FusedStep:
             if trainee.method:
                 places.setdefault(trainee.method, []).append(place)
         self.methods = {m: torch.tensor(p, device=self.lr.device) for m, p in places.items()}
-        self.compiled: Callable[[Batch], tuple[Tensor, ...]] | None = None
+        self.compiled: Losses | None = None
+        self.compiled_size = 0
 
     def _column(self, values: Iterable[float]) -> Tensor:
         """A value a cell, [C]."""
@@ -117,25 +120,33 @@ class FusedStep:
         return logits, mix(hard, soft, self.alpha, self.weight), hard, soft
 
     def compile_for(self, size: int) -> None:
-        """From now on compute the losses of `size` images by kernels that torch.compile makes."""
-        self.compiled, self.size = torch.compile(self.losses, dynamic=False), size
+        """From now on take the steps of `size` images by kernels that torch.compile makes."""
+        self.compiled_size = size
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """By the compiled kernels where there are any; an epoch's small last batch goes without."""
-        if self.compiled and len(batch.labels) == self.size:
+    def _learn(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Losses and gradients, by compiled kernels if so told; a smaller batch goes without."""
+        if len(batch.labels) == self.compiled_size:
             try:
-                return self.compiled(batch)
-            except RuntimeError as error:  # no C compiler, no Triton
+                if not self.compiled:
+                    self.compiled = torch.compile(self.losses, dynamic=False)
+                return self._differentiate(self.compiled, batch)
+            except RuntimeError as error:  # no C compiler, no Triton, a Python too new
                 why = (str(error).splitlines() or [type(error).__name__])[0]
                 note(f"this step cannot be compiled ({why}): it takes torch's own kernels")
-                self.compiled = None
-        return self.losses(batch)
+                self.compiled, self.compiled_size = None, 0
+        return self._differentiate(self.losses, batch)
+
+    def _differentiate(
+        self, losses: Losses, batch: Batch
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        found = losses(batch)
+        # No parameter is in two cells' losses.
+        total = found[1].sum() * batch.weight
+        return found, torch.autograd.grad(total, list(self.stacks.values()))
 
     def __call__(self, batch: Batch) -> None:
         """The same step as `student_step` for each trainee."""
-        logits, loss, hard, soft = self._losses(batch)
-        # No parameter is in two cells' losses.
-        gradients = torch.autograd.grad(loss.sum() * batch.weight, list(self.stacks.values()))
+        (logits, loss, hard, soft), gradients = self._learn(batch)
         with torch.no_grad():
             if self.clip:
                 gradients = clipped(gradients, self.clip)
@@ -155,7 +166,7 @@ class FusedStep:
 
 
 def shifted(h: Tensor, dim: int, by: int, filled: float) -> Tensor:
-    """h with its entries moved on by one along `dim` (-1: back), and one of `filled` at the end."""
+    """h with its entries moved on by one along `dim` (-1: back), `filled` where none has come."""
     return F.pad(h, (0, 0) * (h.ndim - 1 - dim) + (by, -by), value=filled)
 
 

@@ -69,7 +69,7 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
 
     Its parts: name, arithmetic, minutes.
     """
-    cells = GRID + 1  # the student alone is in the pass
+    cells = GRID + 1 + len(ALPHAS)  # the student alone and the controls are in the pass
     students = grid["students"] * cells / GRID
     tests = grid["test"] * cells / grid["ranks"]
     answered = f"{asked(SEEDS):.1f} epochs' worth of new views"
@@ -83,7 +83,7 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
         ),
         ("its answers", asked(SEEDS), answered, grid["ask"], 0.0),
         (
-            f"{SEEDS} seeds' grid, student alone in the pass",
+            f"{SEEDS} seeds' grid, student alone and controls in the pass",
             SEEDS * EPOCHS,
             f"{SEEDS} x {EPOCHS} epochs of {cells} cells",
             grid["view"] + students,

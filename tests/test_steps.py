@@ -119,6 +119,15 @@ def test_a_long_pass_is_compiled_where_it_can_be(make_run, monkeypatch, capsys):
     broken, sizes = True, []
     assert train_all(GRID, make_run("broken")) == plain and len(sizes) == 1
     assert capsys.readouterr().err.count("cannot be compiled (no C compiler)") == 1
+    broken, lost = False, torch.autograd.grad  # the gradient is compiled as late as it is asked for
+
+    def first_fails(*args):
+        monkeypatch.setattr(torch.autograd, "grad", lost)
+        raise RuntimeError("no Triton")
+
+    monkeypatch.setattr(torch.autograd, "grad", first_fails)
+    assert train_all(GRID, make_run("late")) == plain
+    assert capsys.readouterr().err.count("cannot be compiled (no Triton)") == 1
 
 
 def test_batch_norm_students_are_not_fused():
