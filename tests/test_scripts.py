@@ -195,7 +195,7 @@ def test_exp_twice_and_cell_by_cell(images, tmp_path):
 
     first = exp(OUT_DIR=str(tmp_path / "a"))
     finished = re.compile(r": test accuracy \d")
-    assert len(finished.findall(first)) == 4
+    assert len(finished.findall(first)) == 6  # teacher, alone, two controls, two cells
     checkpoints = weights(tmp_path / "a")
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "checkpoints").glob("*.pt")}
     again = exp(OUT_DIR=str(tmp_path / "a"))
