@@ -68,7 +68,7 @@ nothing_left() { # the quick experiment again: a run that is trained again has a
     }
 }
 
-part "tests on the GPU" tests.txt "$PYTHON" -m pytest -q tests/test_cuda.py
+part "tests on the GPU" tests.txt "$PYTHON" -m pytest -q tests/test_cuda.py tests/test_cuda_kills.py
 part "exp.sh --quick" quick.txt quick
 part "the same again, nothing left to do" again.txt nothing_left
 part "bench.py and the estimate" bench.txt \
