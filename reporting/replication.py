@@ -3,7 +3,6 @@
 Both are best epochs: what the reference shows. Only plain kd and the model's own width count.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,7 +12,7 @@ import pandas as pd
 from reporting import stats
 from reporting.compare import KD, Results
 from reporting.rows import ALONE
-from reporting.tables import KEY, fixed, percent, plural, points, with_interval
+from reporting.tables import KEY, fixed, over_seeds, percent, plural, points
 
 FEWEST = 5  # cells in common below which a rank correlation says nothing
 
@@ -128,12 +127,6 @@ def best_epoch(found: Replication) -> str:
         f"**Best epoch**: choosing it on the test set adds {' and '.join(parts)}, in points "
         "over the last epoch."
     )
-
-
-def over_seeds(values: list[float] | pd.Series, words: Callable[[float], str] = points) -> str:
-    """The mean with Student's interval over seeds, which a single seed has not."""
-    values = pd.Series(values, dtype=float)
-    return with_interval(values.mean(), stats.quantile(len(values) - 1) * values.sem(), words)
 
 
 def cell_name(cell: tuple[float, float]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from engine.cells import REFERENCE
+from reporting import stats
 from reporting.compare import KD, Results
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
 
@@ -48,6 +49,12 @@ def spread(cell: pd.Series) -> str:
 def several(values: pd.Series) -> str:
     """Mean ± standard deviation of a column over seeds."""
     return spread(values.agg(["mean", "std"]))
+
+
+def over_seeds(values: list[float] | pd.Series, words: Callable[[float], str] = points) -> str:
+    """The mean with Student's interval over seeds, which a single seed has not."""
+    values = pd.Series(values, dtype=float)
+    return with_interval(values.mean(), stats.quantile(len(values) - 1) * values.sem(), words)
 
 
 def gain(test: pd.Series) -> str:
@@ -172,7 +179,11 @@ def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
 
 
 def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
-    """Teachers and students alone: last and best epoch, mean ± std over seeds."""
+    """Teachers and students alone: last and best epoch, mean ± std over seeds.
+
+    Where images were held out, also the epoch that they chose, and what choosing it on the test set
+    adds to that.
+    """
     both = {"teacher": teachers}
     if students is not None:
         both["student alone"] = students[students.variant == ALONE]
@@ -180,10 +191,13 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
     for role, rows in both.items():
         for (model, *_), part in rows.groupby(["student", *PROTOCOL], dropna=False):
             params, epochs, t_max = part.iloc[0][["params", "epochs", "t_max"]]
+            flattered = (part.best_test_acc - part.val_epoch_test_acc).dropna()
             lines.append({
                 "role": role, "model": model, "runs": str(len(part)),
                 "parameters": fixed(params, 0, ","), "epochs, T_max": f"{epochs:g}, {t_max:g}",
                 "last epoch": several(part.test_acc), "best epoch": several(part.best_test_acc),
+                "validation's epoch": several(part.val_epoch_test_acc),
+                "best − validation's": over_seeds(flattered) if len(flattered) else NONE,
                 "ECE": several(part.ece), "run ids": short_ids(part),
             })  # fmt: skip
     return show_lines(lines)

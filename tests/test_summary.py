@@ -222,6 +222,17 @@ def test_a_beta_that_lost_seeds_does_not_stand_for_its_method():
     assert {variant for _, variant, _, _ in stand.index} == {"kd", "sp, β 300"}
 
 
+def test_what_the_choice_of_an_epoch_on_the_test_set_adds_to_validation_s():
+    common = {"epochs": 3, "t_max": 9, "val_size": 5000}
+    first = {"test_curve": "0.50 0.61 0.55", "best_test_acc": 0.61, "best_val_epoch": 3}
+    second = {"test_curve": "0.50 0.58 0.60", "best_test_acc": 0.60, "best_val_epoch": 2}
+    rows = frame([alone(0, 0.55, **common, **first), alone(1, 0.60, **common, **second)])
+    # 6 and 2 points by seed: t(1) = 12.706, times 2.828 / sqrt(2)
+    assert "60.50 ± 0.71 | 56.50 ± 2.12 | +4.00 [−21.41, +29.41] |" in texts(rows)[1]
+    nothing = rows.assign(val_size=0, best_val_epoch=np.nan)
+    assert "validation's" not in texts(nothing)[1]
+
+
 def test_validation_chooses_epoch_and_cell():
     common = {"epochs": 3, "t_max": 9, "val_size": 5000}
     first = {"test_curve": "0.50 0.61 0.55", "best_test_acc": 0.61, "best_val_epoch": 3}
