@@ -32,8 +32,8 @@ for option in "$@"; do
 done
 
 if [ -n "$QUICK" ]; then
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 400}" "${WIDTH:=8}"
-    : "${WIDTHS=4 8}" "${SIZE:=400}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 300}" "${WIDTH:=8}"
+    : "${WIDTHS=4 8}" "${SIZE:=300}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
     : "${TEACHER_FLAGS:=--width 8 --epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
