@@ -7,6 +7,24 @@ from torch import Tensor, nn
 from .precision import at_least_float32
 
 
+class Projection(nn.Conv2d):
+    """The shortcut's 1x1 convolution with a stride.
+
+    Of few channels it picks the pixels before it convolves: below a block of oneDNN's, 8 channels
+    with AVX2 and 16 with AVX512, its strided kernel for channels_last can write beyond its memory
+    (uxlfoundation/oneDNN, issue 6035). With torch 2.14.1 and AVX2 that was a crash, a hang or
+    wrong gradients.
+    """
+
+    ENOUGH_CHANNELS = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels >= self.ENOUGH_CHANNELS:
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
 
@@ -19,7 +37,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                Projection(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from conftest import CPU, ROOT
 from engine.teacher import load_teacher
 from models import MODELS, autocast, build, parameter_count
 from models.cnn import pool
+from models.resnet import Projection
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("cnn", 25_578)])
@@ -43,6 +44,24 @@ def test_stages_on_request(name):
     maps = [stage for stage in stages.values() if stage.ndim == 4]
     assert [stage.shape[2] for stage in maps] == sides
     assert stages["pooled"].ndim == 2
+
+
+@pytest.mark.parametrize("channels", [4, 5, 8, 16])
+@pytest.mark.parametrize("maps", [torch.contiguous_format, torch.channels_last])
+def test_a_projection_is_the_strided_convolution(channels, maps):
+    """With its gradients, in float32 too, where a narrow one crashed."""
+    plain = torch.nn.Conv2d(channels, 2 * channels, 1, 2, bias=False).double()
+    narrow = Projection(channels, 2 * channels, 1, 2, bias=False)
+    narrow.load_state_dict(plain.state_dict())
+    narrow.to(memory_format=maps)
+    x = torch.randn(20, channels, 32, 32, dtype=torch.double, requires_grad=True)
+    given = x.detach().float().contiguous(memory_format=maps).requires_grad_()
+    expected, out = plain(x), narrow(given)
+    expected.square().sum().backward()
+    out.square().sum().backward()
+    for got, wanted in ((out, expected), (given.grad, x.grad)):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(narrow.weight.grad.double(), plain.weight.grad, rtol=1e-4, atol=1e-2)
 
 
 def test_the_pool_is_the_same_with_and_without_gradients():
