@@ -52,7 +52,7 @@ def test_stages_are_finite(name, hole, batch):
         assert_finite(*on_stages(lambda s, t: METHODS[name].loss(s, t, regressor), s, t))
 
 
-@pytest.mark.parametrize("edge", ["constant student", "constant teacher", "all zero"])
+@pytest.mark.parametrize("edge", ["constant student", "constant teacher", "equal rows", "all zero"])
 @pytest.mark.parametrize("name", RESPONSE)
 def test_constant_logits_leave_gradients_of_their_size(name, edge):
     loss, labels = METHODS[name].loss, torch.arange(6)
@@ -62,6 +62,15 @@ def test_constant_logits_leave_gradients_of_their_size(name, edge):
     _, largest = with_gradient(lambda x: loss(x, usual[1], labels, 4.0), usual[0])
     _, edge = with_gradient(lambda x: loss(x, t, labels, 4.0), s)
     assert edge.abs().max() < 20 * largest.abs().max()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 50.0])
+def test_equal_rows_are_to_dist_as_one(temperature):
+    """Their columns are constant, but for the rounding of a mean over six."""
+    s, t = EDGES["equal rows"](torch.Generator().manual_seed(0))
+    loss, labels = METHODS["dist"].loss, torch.zeros(6, dtype=torch.long)
+    six, one = loss(s, t, labels, temperature), loss(s[:1], t[:1], labels[:1], temperature)
+    torch.testing.assert_close(six, one)
 
 
 @pytest.mark.parametrize("name", STAGED)
