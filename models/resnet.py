@@ -10,13 +10,16 @@ from .precision import at_least_float32
 class Projection(nn.Conv2d):
     """The shortcut's 1x1 convolution with a stride.
 
-    Of few channels it picks the pixels before it convolves: below a block of oneDNN's, 8 channels
-    with AVX2 and 16 with AVX512, its strided kernel for channels_last can write beyond its memory
-    (uxlfoundation/oneDNN, issue 6035). With torch 2.14.1 and AVX2 that was a crash, a hang or
-    wrong gradients.
+    Of few channels it picks the pixels before it convolves: below a block of oneDNN's its strided
+    kernel for channels_last can write beyond its memory (uxlfoundation/oneDNN, issue 6035). With
+    torch 2.14.1 and AVX2, whose block is 8 channels, that was a crash, a hang or wrong gradients;
+    with AVX512, whose block is 16, nothing was seen.
     """
 
     ENOUGH_CHANNELS = 16
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.in_channels >= self.ENOUGH_CHANNELS:
@@ -37,7 +40,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Sequential(
-                Projection(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                Projection(channels_in, channels, stride), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
