@@ -28,8 +28,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 import flags
-from datasets.sources import SOURCES, Data, load
-from datasets.views import Split, epoch_views, plain
 from engine import measure
 from engine.cells import Cell, Settings
 from engine.grid import bfloat16_is_faster, grouped
@@ -40,6 +38,8 @@ from engine.sheet import Sheet, ask, epoch_logits
 from engine.steps import Steps
 from engine.teacher import CHUNK, Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
+from images.sources import SOURCES, Data, load
+from images.views import Split, epoch_views, plain
 from reporting import cost
 from reporting.cost import ALPHAS, BATCH, EPOCHS, GRID, IMAGES, SEEDS, TEMPERATURES, TEST_IMAGES
 from utils import ROOT, UserError, check_writable, run_script, write_atomic

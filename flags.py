@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
-from datasets.sources import SOURCES
 from engine.cells import Cell, Settings
+from images.sources import SOURCES
 from losses import METHODS
 from models import MODELS
 from utils import ROOT, UserError

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from datasets.sources import Data, load
 from engine import parallel
 from engine.cells import Cell, Settings, data_suffix, every_setting, run_id
 from engine.loop import train
@@ -17,6 +16,7 @@ from engine.rows import csv_path, machine, read_rows
 from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
+from images.sources import Data, load
 from utils import Diverged, UserError, check_writable, load_checkpoint
 
 

@@ -12,7 +12,6 @@ earliest position of all, and a cell that is ahead waits for the others.
 
 import math
 
-from datasets.views import epoch_views, normalise, plain
 from engine import measure
 from engine.cells import Cell, label
 from engine.parallel import from_lead, share
@@ -22,6 +21,7 @@ from engine.rows import leave
 from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee
+from images.views import epoch_views, normalise, plain
 from utils import Curves, remove_tree
 
 

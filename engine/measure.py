@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.sources import Data
-from datasets.views import Split, normalise, plain
+from images.sources import Data
+from images.views import Split, normalise, plain
 from models import autocast
 
 CHUNK = 500  # images a forward pass

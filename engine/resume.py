@@ -19,12 +19,12 @@ from pathlib import Path
 import filelock
 import torch
 
-from datasets.sources import Data
 from engine.cells import OPTIMISER, Cell, Settings, run_id
 from engine.parallel import Ranks, from_lead, largest, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
+from images.sources import Data
 from utils import ROOT, Interrupted, UserError, check_writable, checksum, remove_tree, write_atomic
 
 # Under DDP the ranks agree on signals at one in so many chances to save. It takes an all-reduce and
@@ -218,7 +218,7 @@ def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
     engine = ("cells", "loop", "steps", "trainee", "teacher", "sheet", "fused", "graph")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
-    others = ("losses.py", "stage_losses.py", "utils.py", "datasets/views.py")
+    others = ("losses.py", "stage_losses.py", "utils.py", "images/views.py")
     files += [ROOT / name for name in others]
     files += sorted((ROOT / "models").glob("*.py"))
     return checksum(files)

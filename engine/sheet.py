@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.sources import Data
-from datasets.views import VIEWS, Split, Views, gather
 from engine.parallel import Ranks, from_lead, share
 from engine.teacher import CHUNK, Teacher
+from images.sources import Data
+from images.views import VIEWS, Split, Views, gather
 from utils import ROOT, checksum, note
 
 # What says what an answer is, beside the checkpoint.
-CODE = [*sorted((ROOT / "models").glob("*.py")), ROOT / "datasets/views.py"]
+CODE = [*sorted((ROOT / "models").glob("*.py")), ROOT / "images/views.py"]
 CODE += [ROOT / "engine" / name for name in ("teacher.py", "sheet.py")]
 SALT = 0x5EED  # so that a row of zeros, a hole, does not pass its check
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.views import Views, gather, normalise
 from engine import measure
 from engine.cells import Settings
 from engine.fused import FusedStep, can_fuse
@@ -23,6 +22,7 @@ from engine.graph import cuda_graph, reason, record
 from engine.parallel import total
 from engine.resume import Run
 from engine.trainee import Batch, Trainee, student_step
+from images.views import Views, gather, normalise
 from utils import UserError, note
 
 # How a device records a step; a device that is not here launches every kernel by itself.

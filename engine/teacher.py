@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datasets.views import Split, normalise, plain
+from images.views import Split, normalise, plain
 from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 

@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 
-from datasets.views import VIEWS
+from images.views import VIEWS
 
 # The reference's experiment.
 ALPHAS = [0.1, 0.25, 0.5, 0.75, 0.9]

@@ -13,13 +13,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from datasets.sources import Data, to_device  # noqa: E402
 from engine.cells import Cell, Settings  # noqa: E402
 from engine.loop import train  # noqa: E402
 from engine.parallel import Ranks  # noqa: E402
 from engine.resume import Keeper, Run  # noqa: E402
 from engine.teacher import Teacher  # noqa: E402
 from engine.trainee import initial_model  # noqa: E402
+from images.sources import Data, to_device  # noqa: E402
 from losses import METHODS  # noqa: E402
 from utils import Interrupted, run_script  # noqa: E402
 

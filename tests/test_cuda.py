@@ -16,8 +16,6 @@ from conftest import CPU, GRID, ROOT, TINY, command, of_response, random_split
 from method_inputs import RESPONSE
 from torch import Tensor
 
-from datasets.sources import Data
-from datasets.views import VIEWS, Split, Views, epoch_views, gather, normalise
 from engine import measure, steps
 from engine.cells import Cell, Settings
 from engine.fused import FusedStep
@@ -27,6 +25,8 @@ from engine.sheet import Sheet, check
 from engine.steps import PlainStep, Steps
 from engine.teacher import Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
+from images.sources import Data
+from images.views import VIEWS, Split, Views, epoch_views, gather, normalise
 from models import autocast
 
 DEVICE = torch.device("cuda", 0)

@@ -10,9 +10,9 @@ from conftest import CPU, random_split
 from PIL import Image
 from torchvision.transforms.functional import crop, hflip, normalize, pad, to_tensor
 
-from datasets import sources
-from datasets.sources import load, split_off
-from datasets.views import Views, epoch_views, gather, normalise, plain
+from images import sources
+from images.sources import load, split_off
+from images.views import Views, epoch_views, gather, normalise, plain
 from utils import UserError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from datasets import download
+from images import download
 from utils import UserError
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import CPU, GRID, TINY, Countdown, of_response, train_all, weights
 
-from datasets.views import epoch_views, gather, normalise, plain
 from engine import grid, resume
 from engine import teacher as teacher_module
 from engine.cells import Cell, run_id
@@ -16,6 +15,7 @@ from engine.measure import calibration_error
 from engine.resume import Keeper, Unfinished, claim, clear, folder_of, load_state, save_state
 from engine.rows import csv_path, read_rows
 from engine.trainee import Batch, Trainee, cosine_lr, student_step
+from images.views import epoch_views, gather, normalise, plain
 from losses import METHODS
 from utils import Interrupted, UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets import shapes
+from images import shapes
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from conftest import CPU, GRID, TINY, Countdown, begin, make_images, script, tra
 
 import distill
 import train_teacher
-from datasets.views import VIEWS, Views, epoch_views, gather
 from engine import sheet as sheet_module
 from engine.loop import train
 from engine.parallel import Ranks
 from engine.rows import csv_path, read_rows
 from engine.sheet import epoch_logits, open_sheet
 from engine.teacher import CHUNK, Teacher
+from images.views import VIEWS, Views, epoch_views, gather
 from utils import Interrupted
 
 

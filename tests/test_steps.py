@@ -13,7 +13,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datasets.views import Split, epoch_views, gather, normalise
 from engine import graph, steps
 from engine.cells import Cell, run_id
 from engine.fused import FusedStep, can_fuse, first_max
@@ -21,6 +20,7 @@ from engine.loop import train
 from engine.rows import csv_path, read_rows
 from engine.steps import PlainStep, Steps
 from engine.trainee import Batch, Trainee
+from images.views import Split, epoch_views, gather, normalise
 from models.cnn import pool
 from utils import Interrupted, UserError
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import shapes
-from datasets.views import PAD, SIZE, Split
+from images import shapes
+from images.views import PAD, SIZE, Split
 from utils import UserError, stream
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def cifar10(data_dir: Path) -> tuple[Arrays, list[str]]:
     Images come in an order of their own, so both forms give the same runs, bit for bit.
     Raises UserError where data_dir/{train,test}/<class>/* are other images.
     """
-    from datasets.download import FOLDER
+    from images.download import FOLDER
 
     as_files = (data_dir / "train").is_dir() and not (data_dir / FOLDER).is_dir()
     arrays, classes = (folder if as_files else cifar10_archive)(data_dir)
@@ -161,7 +161,7 @@ def cifar10_archive(data_dir: Path) -> tuple[Arrays, list[str]]:
     """In torchvision's form on disk, as published."""
     from torchvision.datasets import CIFAR10
 
-    from datasets.download import ensure_cifar10
+    from images.download import ensure_cifar10
 
     ensure_cifar10(data_dir)
     splits = {"train": CIFAR10(data_dir, train=True), "test": CIFAR10(data_dir, train=False)}
