@@ -13,16 +13,20 @@
 #   TEACHER                             a checkpoint, instead of training a teacher
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
-#   FLAGS TEACHER_FLAGS                 flags for every script, and after them for the teacher's
+#   FLAGS                               flags for every script
+#   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
 #   RANKS                               processes that share a grid out
 # A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
+caller=$PWD
 cd "$(dirname "$0")"
+. ./start.sh
 
 QUICK='' ABLATION='' RESNET_FLAGS=''
 for option in "$@"; do
     case "$option" in
+    -h | --help) head_of exp.sh ;;
     --quick) QUICK=1 ;;
     --ablation) ABLATION=1 ;;
     *)
@@ -32,6 +36,8 @@ for option in "$@"; do
     esac
 done
 
+DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
+TEACHER=$(from_caller "${TEACHER:-}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS:=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
@@ -42,7 +48,7 @@ fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
 : "${SEEDS:=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
-: "${FLAGS:=}" "${TEACHER:=}" "${TEACHER_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
+: "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
 NEEDS=requirements.txt
 . ./setup.sh
@@ -65,38 +71,49 @@ part() {
     [ -z "$doing" ] || echo "== $doing" >&2
 }
 
-common="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --epochs $EPOCHS"
-students="$common --t-max $T_MAX $FLAGS"
+everyone() { # processes, a script and its flags, after those that all scripts have
+    ranks=$1 script=$2
+    shift 2
+    spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
+        --epochs "$EPOCHS" "$@"
+}
+
+student() { # processes, a script and its flags
+    ranks=$1 script=$2
+    shift 2
+    try everyone "$ranks" "$script" $THREADS --t-max "$T_MAX" $FLAGS $STUDENT_FLAGS \
+        ${TEACHER:+--teacher "$TEACHER"} "$@"
+}
 
 grid() { # flags of distill.py: one pass, or cell by cell
     if [ -n "$LOOP" ]; then
         for seed in $SEEDS; do for alpha in $ALPHAS; do for temperature in $TEMPERATURES; do
-            try "$PYTHON" distill.py $THREADS $students --seed $seed --alpha $alpha \
-                --temperature $temperature "$@"
+            student 1 distill.py --seed $seed --alpha $alpha --temperature $temperature "$@"
         done; done; done
     else
-        try spread "$RANKS" distill.py $THREADS $students --seed $SEEDS --alpha $ALPHAS \
-            --temperature $TEMPERATURES "$@"
+        student "$RANKS" distill.py --seed $SEEDS --alpha $ALPHAS --temperature $TEMPERATURES "$@"
     fi
 }
 
 resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in the background
-    set -- distill.py $students $RESNET_FLAGS --student resnet18 --seed $seed \
-        --alpha "$1" --temperature "$2"
+    set -- 1 distill.py --t-max "$T_MAX" $FLAGS ${TEACHER:+--teacher "$TEACHER"} $RESNET_FLAGS \
+        --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
     if [ "$GPUS" -gt 1 ]; then
         # RANK as under torchrun: after the terminal's Ctrl-C that of `leave` is not a second one.
-        CUDA_VISIBLE_DEVICES=${gpus%%,*} RANK=0 "$PYTHON" "$@" &
+        (
+            export CUDA_VISIBLE_DEVICES="${gpus%%,*}" RANK=0
+            exec=exec # so that the process that `leave` knows is the script's
+            everyone "$@"
+        ) &
         pids="$pids $!" gpus=${gpus#*,}
     else
-        try "$PYTHON" "$@"
+        try everyone "$@"
     fi
 }
 
-if [ -n "$TEACHER" ]; then
-    students="$students --teacher $TEACHER"
-else
+if [ -z "$TEACHER" ]; then
     part "teacher"
-    spread "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $common $FLAGS $TEACHER_FLAGS
+    everyone "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
 
 # What the grid is measured against, in the first grid's pass: no teacher, and for each alpha no
@@ -104,11 +121,10 @@ fi
 alone="--alone --control"
 if [ -n "$LOOP" ]; then
     part "student alone, and control"
-    try "$PYTHON" train_student.py $THREADS $students --seed $SEEDS
+    student 1 train_student.py --seed $SEEDS
     controls=
     for alpha in $ALPHAS; do case "$alpha" in 1 | 1.*) ;; *) controls="$controls $alpha" ;; esac; done
-    [ -z "$controls" ] || try "$PYTHON" distill.py $THREADS $students --seed $SEEDS \
-        --alpha $controls --method none
+    [ -z "$controls" ] || student 1 distill.py --seed $SEEDS --alpha $controls --method none
     alone=''
 fi
 for method in $METHODS; do

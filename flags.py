@@ -104,10 +104,11 @@ def as_given(value: float, sweeps: bool) -> list[float] | float:
 
 
 def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
-    """The flags of train_teacher.py and train_student.py."""
+    """The flags of train_teacher.py and train_student.py, here also as distill.py names them."""
     add = p.add_argument_group("network").add_argument
-    add("--model", choices=sorted(MODELS), default=default, help="which network")
-    add("--width", type=COUNT, nargs="+" if sweeps else None,
+    add("--model", *["--student"] * sweeps, choices=sorted(MODELS), default=default,
+        help="which network")  # fmt: skip
+    add("--width", *["--student-width"] * sweeps, type=COUNT, nargs="+" if sweeps else None,
         help="channels of its first stage; unset: the network's own")  # fmt: skip
 
 
@@ -126,6 +127,8 @@ def add_teacher(p: Parser) -> None:
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
     add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
+    add("--other-classes", action="store_true",
+        help="a teacher whose classes have other names or another order is meant")  # fmt: skip
 
 
 def add_distillation(p: Parser) -> None:

@@ -9,11 +9,15 @@
 # what setup.sh may lack. A part that fails keeps no other from its turn. FOLDER/REPORT.md says how it
 # went and can be attached to an issue. Exit status: 1 where a part failed, 2 where there is no GPU.
 set -eu
+caller=$PWD
 cd "$(dirname "$0")"
+. ./start.sh
+case "${1:-}" in -h | --help) head_of gpu.sh ;; esac
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-OUT=${1:-gpu-report}
+OUT=$(from_caller "${1:-}")
+: "${OUT:=gpu-report}"
 if [ $# -gt 0 ] && [ -e "$OUT" ]; then
     echo "error: $OUT is there already: name a new folder" >&2
     exit 2

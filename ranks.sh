@@ -30,7 +30,7 @@ fi
 
 failed=0 pids='' # of what runs in the background
 leave() { # with a status, after what runs in the background, which saves first
-    trap '' INT TERM
+    trap '' INT TERM HUP USR1
     [ -z "$pids" ] || sleep 1 # one just forked still has this shell's traps, and would lose it
     kill $pids 2>/dev/null || true
     wait
@@ -38,6 +38,8 @@ leave() { # with a status, after what runs in the background, which saves first
 }
 trap 'leave 130' INT
 trap 'leave 143' TERM
+trap 'leave 129' HUP  # the terminal was closed
+trap 'leave 138' USR1 # a scheduler's warning
 
 # A run that went wrong by itself (a loss that became non-finite, say) has said so in a line, and is
 # no reason to leave the other runs undone. Ctrl-C and signals end the script.
@@ -52,7 +54,7 @@ try() {
 spread() { # over so many processes: a script and its flags
     ranks=$1 && shift
     if [ "$ranks" = 1 ]; then
-        "$PYTHON" "$@"
+        ${exec:-} "$PYTHON" "$@"
     else
         OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$PYTHON" -m torch.distributed.run --standalone \
             --nproc-per-node "$ranks" "$@"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import widest
 from utils import UserError
 
 # A vector shorter than this is taken for zero. No feature comes near it, and float32 still holds
@@ -161,7 +162,8 @@ def rkd(student_stages: Stages, teacher_stages: Stages, regressor: None = None) 
     """
     s, t = pooled(student_stages, "student"), pooled(teacher_stages, "teacher")
     # In float64, for the cosines of close rows are differences of nearly equal numbers.
-    s_distance, t_distance = distances(s.double()), distances(t.double())
+    wide = widest(s.device)
+    s_distance, t_distance = distances(s.to(wide)), distances(t.to(wide))
     distance_term = F.smooth_l1_loss(in_units_of_mean(s_distance), in_units_of_mean(t_distance))
     angle_term = F.smooth_l1_loss(cosines(s_distance), cosines(t_distance))
     return (distance_term + 2 * angle_term).to(s.dtype)

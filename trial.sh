@@ -18,11 +18,14 @@
 # A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
+caller=$PWD
 cd "$(dirname "$0")"
+. ./start.sh
 
 QUICK=''
 for option in "$@"; do
     case "$option" in
+    -h | --help) head_of trial.sh ;;
     --quick) QUICK=1 ;;
     *)
         echo "error: $option is no option of trial.sh, which has --quick" >&2
@@ -31,6 +34,8 @@ for option in "$@"; do
     esac
 done
 
+DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
+TEACHER=$(from_caller "${TEACHER:-}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 300}" "${WIDTH:=8}"
     : "${WIDTHS=4 8}" "${SIZE:=300}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
@@ -38,7 +43,7 @@ if [ -n "$QUICK" ]; then
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
 : "${SIZES=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
-: "${STEPS:=2000}" "${FRESH:=}" "${METHODS:=}" "${TEACHER:=}" "${SAME_TEACHER:=}"
+: "${STEPS:=2000}" "${FRESH:=}" "${METHODS:=}" "${SAME_TEACHER:=}"
 : "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
 : "${FLAGS:=}" "${RANKS:=}"
 
@@ -46,7 +51,13 @@ NEEDS=requirements.txt
 . ./setup.sh
 . ./ranks.sh
 
-data="--dataset $DATASET --data-dir $DATA_DIR --out-dir $OUT_DIR --val-size $VAL_SIZE"
+everyone() { # processes, a script and its flags, after those that all scripts have
+    ranks=$1 script=$2
+    shift 2
+    spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
+        --val-size "$VAL_SIZE" "$@"
+}
+
 fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
 
 # What goes wrong at one place is no reason to leave the others undone; the report names them.
@@ -56,20 +67,20 @@ attempt() { # a command; says by its status whether it went well
     [ "$failed" = 0 ] && failed=$before
 }
 
-place() { # images, width, then the sides' flags
+place() { # images, width, then the sides and, where TEACHER is empty, their teacher
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        attempt spread "$RANKS" trial.py $THREADS $data --steps "$STEPS" $fresh $FLAGS \
-            --stage $stage --train-size "$1" --width "$2" $3 || return 0
+        attempt everyone "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
+            --train-size "$1" --width "$2" --sides $3 ${TEACHER:+--teacher "$TEACHER"} || return 0
     done
 }
 
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
-    "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS
+    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
     TEACHER=$(ls "$OUT_DIR"/checkpoints/*-teacher-s0*-val"$VAL_SIZE".pt)
 fi
-sides="--sides alone smooth kd $METHODS --teacher $TEACHER"
+sides="alone smooth kd $METHODS"
 for size in $SIZES; do
     place "$size" "$WIDTH" "$sides"
 done
@@ -77,12 +88,13 @@ for width in $WIDTHS; do
     case " $SIZES " in *" $SIZE "*) [ "$width" != "$WIDTH" ] || continue ;; esac
     place "$SIZE" "$width" "$sides"
 done
+TEACHER=''
 for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
-    attempt "$PYTHON" train_teacher.py $data $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
+    attempt everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
         --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
-    place "$size" "$WIDTH" "--sides kd-same --teacher-seed 1"
+    place "$size" "$WIDTH" "kd-same --teacher-seed 1"
 done
 
 echo "== report" >&2

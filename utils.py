@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import io
+import math
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -81,6 +83,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def brief(error: Exception) -> str:
+    """What an exception says, to be part of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def note(line: str) -> None:
     """A line on stderr, from the lead rank alone."""
     if is_lead():
@@ -129,7 +136,10 @@ def remove_tree(folder: Path) -> None:
 # ---------------------------------------------------------------- checkpoints
 
 
-CHECKPOINT = {"run_id", "model", "width", "classes", "mean", "std", "cell", "data", "state"}
+CHECKPOINT = {"run_id": str, "model": str, "width": int, "classes": int, "mean": list, "std": list}
+CHECKPOINT |= {"cell": dict, "data": int, "state": dict}
+SAFE_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)  # of a file, when another file says it
+LARGEST = 2**63 - 1  # whole number that a CSV, a tensor and TensorBoard hold
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -153,15 +163,47 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     try:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        if not content.keys() >= CHECKPOINT:
-            raise KeyError
     except Exception:  # torch raises half a dozen kinds for a broken file
         raise UserError(
             f"{path} is truncated or not a checkpoint of this project: train it again "
             "(train_teacher.py --overwrite)"
         ) from None
+    if wrong := what_is_wrong(content):
+        raise UserError(f"{path} is not a checkpoint of this project (docs/columns.md): {wrong}")
     content["sha"] = hashlib.sha256(raw).hexdigest()[:12]
     return content
+
+
+def what_is_wrong(content: object) -> str | None:
+    """Why a file that torch can read is no checkpoint, in words; None where it is one.
+
+    It may be a stranger's, and what it says becomes part of file names.
+    """
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return "it holds weights alone, and not whose: the network, its classes and normalisation"
+    if lacking := CHECKPOINT.keys() - content.keys():
+        return f"it lacks {', '.join(sorted(lacking))}"
+    for name, kind in CHECKPOINT.items():
+        if not isinstance(content[name], kind):
+            return f"its {name} is a {type(content[name]).__name__}"
+    seed, names = content["cell"].get("seed"), content.get("class_names", [])
+    moments = content["mean"], content["std"]
+    for fine, what in (
+        (SAFE_NAME.fullmatch(content["run_id"]), f"its run_id is {content['run_id'][:80]!r}"),
+        (type(seed) is int and 0 <= seed <= LARGEST, "its cell has no seed"),
+        (all(map(three_numbers, moments)), "its mean and std are not three numbers each"),
+        (isinstance(names, list), "its class_names are no list"),
+    ):
+        if not fine:
+            return what
+    return None
+
+
+def three_numbers(values: list) -> bool:
+    """Whether it has a finite number for each of three channels."""
+    return len(values) == 3 and all(isinstance(x, float) and math.isfinite(x) for x in values)
 
 
 # ---------------------------------------------------------------- TensorBoard

@@ -25,7 +25,7 @@ Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
 def can_fuse(trainees: list[Trainee]) -> bool:
     """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
     return len(trainees) > 1 and all(
-        isinstance(t.model, CNN) and not t.learns_from_stages for t in trainees
+        type(t.model) is CNN and not t.draws and not t.learns_from_stages for t in trainees
     )
 
 

@@ -6,6 +6,7 @@ import functools
 from itertools import groupby
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from engine import parallel
@@ -37,7 +38,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()  # from here on: what loading has freed is given back
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
-    pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data.fingerprint))
+    pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         print(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
@@ -77,6 +78,8 @@ def bfloat16_is_faster(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
     found = torch.cpu.get_capabilities()
     by_avx512 = found.get("avx512_bf16") and "Intel" not in machine(device.type)
     return bool(found.get("amx_bf16") or by_avx512)
@@ -107,7 +110,7 @@ def meet_teacher(
         path = find_teacher(args, settings, needed)
         if not path:
             return None
-        teacher = load_teacher(path, len(data.classes), settings.amp, device)
+        teacher = load_teacher(path, data.classes, settings.amp, device, args.other_classes)
         if not args.teacher and teacher.data != data.fingerprint:
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
@@ -163,12 +166,12 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
 
 
 def pending_cells(
-    cells: list[Cell], settings: Settings, args: argparse.Namespace, sha: str | None, data: int
+    cells: list[Cell], settings: Settings, args: argparse.Namespace, sha: str | None, data: Data
 ) -> list[Cell]:
     """The cells without a row yet; with --overwrite all of them.
 
     Raises UserError where a row has the run id but was made with other settings, another teacher
-    (not `sha`) or other images (not `data`): to count it as done would mix two experiments.
+    (not `sha`) or other images: to count it as done would mix two experiments.
     """
     rows = read_rows(csv_path(args.out_dir)).set_index("run_id")
     if args.overwrite:
@@ -187,8 +190,10 @@ def pending_cells(
         ]
         if cell.taught and sha and row.teacher_sha != sha:
             other.append(f"teacher {row.teacher_sha}, now {sha}")
-        if row.data != data:
-            other.append(f"images {row.data}, now {data}")
+        images = ("training", row.data, data.fingerprint), ("test", row.test_data, data.measured_on)
+        for what, then, now in images:
+            if pd.notna(then) and then != now:  # blank: an older version did not say
+                other.append(f"{what} images {then:.0f}, now {now}")
         if other:
             raise UserError(
                 f"{name} is in {csv_path(args.out_dir)} with other settings "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from images.sources import Data
 from images.views import Split, normalise, plain
-from models import autocast
+from models import autocast, widest
 
 CHUNK = 500  # images a forward pass
 BINS = 15
@@ -53,14 +53,19 @@ def record(predict: Predict, data: Data) -> list[dict[str, float]]:
     return records
 
 
+def wide(x: Tensor) -> Tensor:
+    """As exact as the device can: see models.widest."""
+    return x.to(widest(x.device))
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of the rows of logits [N, K] whose largest entry is the label [N]'s."""
-    return (logits.argmax(1) == labels).double().mean().item()
+    return wide(logits.argmax(1) == labels).mean().item()
 
 
 def loss(logits: Tensor, labels: Tensor) -> float:
     """Mean cross entropy, nats."""
-    return F.cross_entropy(logits.double(), labels).item()
+    return F.cross_entropy(wide(logits), labels).item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
@@ -69,19 +74,19 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
     Equal-width bins (b/n, (b+1)/n] of the largest probability (Guo et al., ICML 2017, equation 3).
     Logits [N, K], labels [N].
     """
-    confidence, guess = logits.double().softmax(1).max(1)
-    gap = (guess == labels).double() - confidence
+    confidence, guess = wide(logits).softmax(1).max(1)
+    gap = wide(guess == labels) - confidence
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(bins, dtype=torch.float64, device=logits.device)
+    sums = torch.zeros(bins, dtype=gap.dtype, device=logits.device)
     return sums.index_add_(0, bin_of, gap).abs().sum().item() / len(labels)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
     """Share of images for which student and teacher name the same class; logits [N, K]."""
-    return (student.argmax(1) == teacher.argmax(1)).double().mean().item()
+    return wide(student.argmax(1) == teacher.argmax(1)).mean().item()
 
 
 def divergence(student: Tensor, teacher: Tensor) -> float:
     """Mean KL(teacher || student) of the unsoftened predictions, nats; logits [N, K]."""
-    s, t = student.double().log_softmax(1), teacher.double().log_softmax(1)
+    s, t = wide(student).log_softmax(1), wide(teacher).log_softmax(1)
     return F.kl_div(s, t, reduction="batchmean", log_target=True).item()

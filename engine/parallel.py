@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils import OwnError, UserError, process_count
+from utils import OwnError, UserError, brief, note, process_count
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,20 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and (other := accelerator()):
+            note(
+                f"training on the CPU: this has not been tried on the {other} device here, "
+                f"and --device {other} tries it"
+            )
     if device == "cuda":
         device = f"cuda:{local_rank}"
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-        if chosen.type not in ("cpu", "cuda"):
+        if chosen.type not in ("cpu", "cuda", accelerator()):
             raise RuntimeError("not supported here")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"cannot use --device {device} ({reason}): try cpu or cuda"
+    except (RuntimeError, AssertionError, ImportError) as error:
+        problem = f"cannot use --device {device} ({brief(error)}): try cpu or cuda"
         raise OwnError(f"{problem}, or fewer ranks" if local_rank else problem) from None
     prepare(chosen)
     if process_count() == 1:
@@ -57,6 +61,12 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
     # torchrun itself notices a dead one.
     dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     return Ranks(dist.get_rank(), dist.get_world_size()), chosen
+
+
+def accelerator() -> str | None:
+    """The type of the device that torch can use here beside the CPU; None where there is none."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else None
 
 
 def prepare(device: torch.device) -> None:

@@ -170,6 +170,7 @@ class Unfinished:
         return {
             "teacher": run.teacher.sha if self.taught else "none",
             "data": run.data.fingerprint,
+            "test data": run.data.measured_on,
             "device": run.device.type,
             # On a GPU they have no part in the numbers, and a node with other cores may go on.
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import io
 import os
 import platform
 import subprocess
@@ -17,25 +18,30 @@ import torch
 from torch import Tensor
 
 from engine import measure
-from engine.cells import label
+from engine.cells import REFERENCE, label
 from engine.parallel import share
 from engine.resume import Run
 from engine.teacher import plain_logits
 from engine.trainee import Trainee
 from models import parameter_count
-from utils import ROOT, UserError, check_writable, save_checkpoint, write_atomic
+from utils import ROOT, UserError, brief, check_writable, save_checkpoint, write_atomic
 
 ROLES = ("teacher", "student", "distill")
-COLUMNS = (
+FIRST = (
     ["run_id", "role", "model", "teacher", "method", "alpha", "temperature", "scale_t2", "seed"]
     + ["dataset", "train_size", "epochs", "batch_size", "lr", "t_max", "momentum", "weight_decay"]
     + ["normalization", "test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"]
     + ["params", "seconds", "device", "torch", "commit", "finished_at"]
-    # New columns go to the end, so that whoever reads the first ones by position stays right.
-    + ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
+)
+# New columns go to the end, so that whoever reads the first ones by position stays right. A CSV of
+# an older version may lack them: a setting was the reference's then, and else they are blank.
+LATER = (
+    ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
     + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
+    + ["test_data", "teacher_acc"]
 )
+COLUMNS = FIRST + LATER
 
 
 # ---------------------------------------------------------------- from a network to its row
@@ -83,7 +89,8 @@ def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> li
     predict = measure.one_by_one([t.model for t in trainees], settings.amp)
     logits = measure.all_logits(predict, data.test, data)
     taught = plain_logits(teacher, data.test) if teacher else None
-    common = asdict(settings) | {"train_size": len(data.train), "data": data.fingerprint}
+    common = asdict(settings) | {"train_size": len(data.train)}
+    common |= {"data": data.fingerprint, "test_data": data.measured_on}
     common |= provenance(str(run.device), torch.get_num_threads(), run.ranks.world)
     common |= {"cells": cells, "seconds": round(seconds / cells, 2)}
     rows = []
@@ -94,6 +101,7 @@ def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> li
             row |= {"teacher": teacher.run_id, "teacher_sha": teacher.sha}
             row["agreement"] = measure.agreement(own, taught)
             row["teacher_kl"] = measure.divergence(own, taught)
+            row["teacher_acc"] = measure.accuracy(taught, data.test.labels)
         rows.append(row)
     return rows
 
@@ -165,17 +173,20 @@ def read_rows(path: Path) -> pd.DataFrame:
 
     Raises UserError if it cannot be read or is not this project's CSV.
     """
-    if not path.exists():
-        return pd.DataFrame(columns=COLUMNS)
+    return parse_rows(path, path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
+    """A CSV's rows, from the file itself or from what is to become it. Raises UserError."""
     advice = "mend it, move it away, or choose another --out-dir"
     try:
-        rows = pd.read_csv(path, dtype={"torch": str, "commit": str, "teacher_sha": str})
+        rows = pd.read_csv(source, dtype={"torch": str, "commit": str, "teacher_sha": str})
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path} ({reason}): {advice}") from None
-    if list(rows.columns) != COLUMNS:
-        odd = sorted(set(COLUMNS) ^ set(rows.columns)) or ["their order"]
+        raise UserError(f"cannot read {path} ({brief(error)}): {advice}") from None
+    if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):
+        odd = sorted(set(rows) - set(COLUMNS) | set(FIRST) - set(rows)) or ["their order"]
         raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
+    rows = with_later(rows, REFERENCE)
     if rows.run_id.isna().any() or rows.run_id.duplicated().any():
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
     if not rows.role.isin(ROLES).all():
@@ -184,6 +195,11 @@ def read_rows(path: Path) -> pd.DataFrame:
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise UserError(f"{path} has something that is no number under {name}: {advice}")
     return rows
+
+
+def with_later(rows: pd.DataFrame, defaults: dict) -> pd.DataFrame:
+    """The rows with the columns that their version did not have, filled with the defaults."""
+    return rows.assign(**{n: defaults.get(n) for n in LATER if n not in rows})[COLUMNS]
 
 
 def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
@@ -197,10 +213,12 @@ def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
         old = read_rows(path)
         if len(old):  # as the very text they are: a number read and written again may change
             old = pd.read_csv(path, dtype=str, keep_default_na=False)
+            old = with_later(old, REFERENCE)
         old = old[~old.run_id.isin(new.run_id)]
         lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
-        header = ",".join(COLUMNS) + "\n"
-        write_atomic(path, (header + "".join(lines)).encode())
+        content = (",".join(COLUMNS) + "\n" + "".join(lines)).encode()
+        parse_rows(io.BytesIO(content), path)  # what it would refuse tomorrow is not written today
+        write_atomic(path, content)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,8 @@ class Steps:
                 trainee.forward, trainee.total = data_parallel(trainee.model, run.device), total
         self.teams = teams(trainees, run.device, run.settings.amp)
         # DDP talks to other processes, and a teacher's activations are too large to keep a copy of.
-        recordable = not ddp and not self.taught_stages
+        # And a step that draws random numbers seeds them, which a recording cannot.
+        recordable = not ddp and not self.taught_stages and not any(t.draws for t in trainees)
         self.capture = CAPTURE.get(run.device.type) if recordable else None
         if self.capture and self.count * run.settings.epochs >= COMPILE_FROM:
             for team in self.teams:

@@ -1,6 +1,7 @@
 """The teacher, loaded from its checkpoint alone."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from images.views import Split, normalise, plain
 from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 
-# Views a forward pass, by device; rounding depends on it, so it is fixed and not a flag.
-CHUNK = {"cpu": 64, "cuda": 2000}
+# Views a forward pass; rounding depends on it, so it is fixed and not a flag.
+CHUNK = defaultdict(lambda: 2000, cpu=64)  # by type of device
 
 
 @dataclass
@@ -55,25 +56,34 @@ def same_kernels() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
-def load_teacher(path: Path, classes: int, amp: bool, device: torch.device) -> Teacher:
-    """Read a teacher from its checkpoint alone.
+def load_teacher(
+    path: Path, classes: list[str], amp: bool, device: torch.device, any_names: bool = False
+) -> Teacher:
+    """Read a teacher from its checkpoint alone; `any_names` lets its classes have other names.
 
     Raises UserError if the file is missing, broken, of an unknown architecture, holds weights of
-    another one, or has another number of classes than the data.
+    another one, or has other classes than the data.
     """
     stored = load_checkpoint(path)
     name, width = stored["model"], stored["width"]
     if name not in MODELS:
         raise UserError(f"{path} holds a {name!r}: the models here are {', '.join(MODELS)}")
-    if stored["classes"] != classes:
+    if stored["classes"] != len(classes):
         raise UserError(
-            f"{path} tells {stored['classes']} classes apart and the data have {classes}: "
+            f"{path} tells {stored['classes']} classes apart and the data have {len(classes)}: "
             "train a teacher on these data"
         )
-    model = build(name, width, classes)
+    names = stored.get("class_names", classes)
+    if names != classes and not any_names:
+        raise UserError(
+            f"the classes of {path} are {', '.join(map(str, names))}, in this order, and those of "
+            f"the data {', '.join(classes)}: it would teach the wrong ones; if you mean it, "
+            "--other-classes"
+        )
     try:
+        model = build(name, width, len(classes))
         model.load_state_dict(stored["state"])
-    except RuntimeError:
+    except Exception:  # whatever a strange width or a key that is no text leads to
         raise UserError(
             f"{path} says it is a {name} of width {width}, but its weights are of another "
             "architecture: train it again (train_teacher.py --overwrite)"

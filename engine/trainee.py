@@ -1,5 +1,6 @@
 """One cell in training, and its step."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
+from images.views import SIZE
 from losses import METHODS, hard_loss
-from models import at_least_float32, autocast, build
+from models import at_least_float32, autocast, build, widest
 from stage_losses import hint_pair
 from utils import Curves, stream
 
@@ -35,6 +37,16 @@ def initial_model(cell: Cell, classes: int) -> nn.Module:
         return build(cell.model, cell.width, classes)
 
 
+@functools.cache
+def draws(model: str, width: int, classes: int) -> bool:
+    """Whether a training step of the network draws random numbers, as dropout does."""
+    with first_weights(0, model):
+        network = build(model, width, classes)
+        before = torch.get_rng_state()
+        network(torch.zeros(2, 3, SIZE, SIZE))
+        return not torch.equal(before, torch.get_rng_state())
+
+
 @contextmanager
 def first_weights(seed: int, name: str) -> Iterator[None]:
     """Modules built inside draw their weights as a pure function of the seed and the name."""
@@ -50,6 +62,7 @@ class Trainee:
         self.cell = cell
         self.run_id = run_id(cell, settings)
         self.amp = settings.amp
+        self.draws = draws(cell.model, cell.width, classes)
         self.method = METHODS[cell.method] if cell.method != "none" else None
         self.model = initial_model(cell, classes)
         self.model.to(device, memory_format=torch.channels_last)
@@ -71,7 +84,7 @@ class Trainee:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in the epoch under way
         # Over the epoch's images so far: loss, hard, soft, correct, images.
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(5, dtype=widest(device), device=device)
         self.history: list[dict[str, float]] = []  # one record an epoch
         self.curves: Curves | None = None  # where its records are shown, if by this rank
         self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
@@ -170,6 +183,9 @@ def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
 def student_step(trainee: Trainee, batch: Batch) -> None:
     """One SGD step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
     trainee.forward.train()
+    if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
+        purpose = f"dropout in step {trainee.step}"
+        torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
     with autocast(trainee.model, batch.x.device, trainee.amp):
         if trainee.learns_from_stages:
             logits, stages = trainee.forward(batch.x, stages=True)
@@ -192,10 +208,10 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
         nn.utils.clip_grad_norm_(trainee.learned(), trainee.clip)
     trainee.optimiser.step()
     with torch.no_grad():
-        correct = (logits.argmax(1) == batch.labels).double().mean()
+        correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()
         means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
         counted = len(batch.labels) if batch.weight else 0
-        trainee.sums += trainee.total(means.double() * counted)
+        trainee.sums += trainee.total(means.to(trainee.sums.dtype) * counted)
 
 
 def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:

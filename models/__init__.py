@@ -3,10 +3,11 @@
 from torch import nn
 
 from .cnn import CNN
-from .precision import at_least_float32, autocast
+from .precision import at_least_float32, autocast, widest
 from .resnet import ResNet18
 
 __all__ = ["CNN", "MODELS", "ResNet18", "at_least_float32", "autocast", "build", "parameter_count"]
+__all__ += ["widest"]
 
 MODELS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "cnn": CNN}
 

@@ -115,7 +115,8 @@ def best_cells(found: Replication) -> str:
         f"these, {cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
     )
     if len(gain):
-        text += f", with {over_seeds(gain)} over the student alone"
+        # Its interval is the moderated one of the tables: a comparison has one.
+        text += f", with {points(gain.mean())} over the student alone"
     return text + "."
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from reporting import compare, replication, rows, stats, tables
 from reporting.compare import Results
-from utils import UserError
+from utils import UserError, brief
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -30,8 +30,9 @@ def read_reference(path: Path) -> pd.DataFrame:
         reference = pd.read_csv(path)[columns]
         reference[columns[2:]] = reference[columns[2:]].astype(float).fillna(tables.BLANK)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path} ({reason}): restore it from the repository") from None
+        raise UserError(
+            f"cannot read {path} ({brief(error)}): restore it from the repository"
+        ) from None
     return reference
 
 

@@ -19,6 +19,7 @@ PROTOCOL = (
     *("dataset", "train_size", "val_size", "epochs", "batch_size", "last_batch", "lr"),
     *("t_max", "momentum", "weight_decay", "clip", "normalization"),
 )
+IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
 TEXT = (
     *("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device"),
     "last_batch",
@@ -27,6 +28,7 @@ NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
     *("val_acc", "best_val_acc", "best_val_epoch", "agreement", "teacher_kl", "ece"),
+    *("teacher_acc", *IMAGES),
     *(name for name in PROTOCOL if name not in TEXT),
 )
 CIFAR10_TRAIN = 50000  # images; what the protocol's train_size 0, "all", is in a row
@@ -83,6 +85,9 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     rows["scale_t2"] = rows.scale_t2.astype(str).str.lower().isin(["true", "1", "1.0"])
     check(rows)
     rows["seed"] = rows.seed.astype(int)
+    # A blank is of a version that did not say: the one that is known of the same training images.
+    known = rows.groupby("data", dropna=False).test_data.transform("first")
+    rows["test_data"] = rows.test_data.fillna(known)
     rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # mean nothing there
     rows = rows.fillna({"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0})
     rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
@@ -129,22 +134,31 @@ def split(rows: pd.DataFrame, asked: str | None = None) -> tuple[list[Protocol],
     `asked` is a key of METRICS; None takes each protocol's own: the last epoch where the schedule
     is annealed, else the epoch that validation chose, else the best epoch.
     """
-    rows = clean(rows)
+    rows, key_names = clean(rows), [*PROTOCOL, *IMAGES]
     teachers = rows[rows.role == "teacher"]
     found = [
-        protocol(dict(zip(PROTOCOL, key, strict=True)), part, teachers, asked)
-        for key, part in rows[rows.role != "teacher"].groupby(list(PROTOCOL), dropna=False)
+        protocol(dict(zip(key_names, key, strict=True)), part, teachers, asked)
+        for key, part in rows[rows.role != "teacher"].groupby(key_names, dropna=False)
     ]
+    tell_apart(found)
     found.sort(key=lambda p: ((p.rows.method == "none").all(), not p.annealed, -len(p.rows)))
     used = {run_id for each in found for run_id in each.teachers.run_id}
     return found, teachers[~teachers.run_id.isin(used)]
+
+
+def tell_apart(found: list[Protocol]) -> None:
+    """Name the images of protocols that differ in nothing else: they were changed between runs."""
+    keys = [tuple(each.settings[name] for name in PROTOCOL) for each in found]
+    for each, key in zip(found, keys, strict=True):
+        if keys.count(key) > 1:
+            each.settings["images"] = " and ".join(f"{each.settings[name]:.0f}" for name in IMAGES)
 
 
 def protocol(
     settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame, asked: str | None
 ) -> Protocol:
     """The rows of one protocol, each run once."""
-    same = (teachers[list(PROTOCOL)] == pd.Series(settings)).all(axis=1)
+    same = (teachers[list(settings)].fillna(0) == pd.Series(settings).fillna(0)).all(axis=1)
     # A teacher trained with these very settings is that model alone, too; a run of it goes first.
     twins = teachers[same & teachers.student.isin(rows.student)]
     everyone = with_variants(pd.concat([rows, twins]))
@@ -187,8 +201,9 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
 def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     """The teachers that a protocol's rows name; where they name none, those of the same data."""
     data = pd.Series({name: settings[name] for name in DATA_SETTINGS})
-    named = teachers.run_id.isin(rows.teacher)
-    return teachers[named if named.any() else (teachers[list(data.index)] == data).all(axis=1)]
+    if (rows.teacher[rows.method != "none"] != "").any():
+        return teachers[teachers.run_id.isin(rows.teacher)]
+    return teachers[(teachers[list(data.index)] == data).all(axis=1)]
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:

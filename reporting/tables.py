@@ -9,14 +9,24 @@ import pandas as pd
 from engine.cells import REFERENCE
 from reporting import stats
 from reporting.compare import KD, Results
-from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, PROTOCOL, is_reference, short_ids
+from reporting.rows import (
+    ALONE,
+    CELL,
+    CONTROL,
+    NO_TEMPERATURE,
+    PROTOCOL,
+    Protocol,
+    is_reference,
+    short_ids,
+)
 
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
 MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
 LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
-SAME = ("amp", "device", "machine", "torch", "commit", "data", "teacher", "teacher_sha")
-SAME += ("epochs measured",)
-LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy", "data")
+SAME = ("amp", "device", "machine", "torch", "commit", "data", "test_data", "teacher")
+SAME += ("teacher_sha", "epochs measured")
+LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy")
+LOGGED += ("data", "test_data")
 
 
 def fixed(value: float, digits: int = 2, sign: str = "") -> str:
@@ -111,6 +121,8 @@ def title(settings: dict) -> str:
         value = settings[name]
         if name not in told and value != REFERENCE[name]:
             parts.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
+    if "images" in settings:
+        parts.append(f"images {settings['images']}")
     return ", ".join(parts) + (" (the reference's protocol)" if is_reference(settings) else "")
 
 
@@ -153,8 +165,13 @@ def count(tests: pd.DataFrame, sign: int) -> str:
 
 
 def show(frame: pd.DataFrame, *columns: str) -> str:
-    """Its columns as a Markdown table, without those that are nothing but —; empty for no row."""
+    """Its columns as a Markdown table; empty for no row.
+
+    Columns that are nothing but — are left out, but for the first.
+    """
     shown = [name for name in columns if name in frame and (frame[name] != NONE).any()]
+    if columns and columns[0] in frame and columns[0] not in shown:  # what names the lines stays
+        shown.insert(0, columns[0])
     header = [name.split(" of ")[0].removesuffix(" among methods") for name in shown]
     rule = [":---" if name in LEFT else "---:" for name in shown]
     lines = [header, rule, *frame[shown].to_numpy().tolist()] if len(frame) else []
@@ -203,6 +220,20 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
     return show_lines(lines)
 
 
+def taught_by(protocol: Protocol) -> str:
+    """The teachers with their accuracy: the CSV's own, and those that are not in it (--teacher)."""
+    parts = [
+        f"{model}, {several(rows.test_acc)} in its last epoch"
+        for model, rows in protocol.teachers.groupby("student")
+    ]
+    taught = protocol.rows[protocol.rows.role == "distill"]
+    away = taught[~taught.teacher.isin(protocol.teachers.run_id)]
+    for (name, sha), rows in away.fillna({"teacher_sha": NONE}).groupby(["teacher", "teacher_sha"]):
+        known = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
+        parts.append(f"{name} from elsewhere (checkpoint {sha}){known}")
+    return "; ".join(parts) or NONE
+
+
 def made_with(results: Results) -> str:
     """The settings and what the runs were made on: students' and teachers' values."""
     parts = {"students": results.protocol.rows, "teachers": results.protocol.teachers}
@@ -211,6 +242,7 @@ def made_with(results: Results) -> str:
         | {who: ", ".join(distinct(part[name])) or NONE for who, part in parts.items()}
         for name in (*PROTOCOL, *LOGGED, "commit", "teacher", "teacher_sha")
     ]
+    lines = [line for line in lines if {line["students"], line["teachers"]} != {NONE}]
     return show(pd.DataFrame(lines), "column", "students", "teachers")
 
 

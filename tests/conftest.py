@@ -65,7 +65,7 @@ def tiny_data() -> Data:
     """Random pixels: 100 images to train on, 40 to test on, ten classes."""
     names = [str(i) for i in range(10)]
     moments = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return Data(random_split(100, 1), random_split(40, 2), None, names, *moments, 0)
+    return Data(random_split(100, 1), random_split(40, 2), None, names, *moments, 0, 0)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,14 @@
 """Views, splits and sources."""
 
-import os
-import time
-
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, random_split
+from conftest import CPU, make_images, random_split
 from PIL import Image
 from torchvision.transforms.functional import crop, hflip, normalize, pad, to_tensor
 
 from images import sources
+from images.cifar import CLASSES
 from images.sources import load, split_off
 from images.views import Views, epoch_views, gather, normalise, plain
 from utils import UserError
@@ -54,12 +52,15 @@ def test_an_epoch_has_every_image_once_and_every_view():
     assert kinds.min() > 123.5 - 6 * 11.1 and kinds.max() < 123.5 + 6 * 11.1
 
 
+TEN = [f"class {i}" for i in range(10)]
+
+
 def test_splits_are_balanced_disjoint_and_fixed():
     labels = np.repeat(np.arange(10), 50)
-    train, val = split_off(labels, 100, 200, 10)
+    train, val = split_off(labels, 100, 200, TEN)
     assert set(np.bincount(labels[val])) == {10} and set(np.bincount(labels[train])) == {20}
     assert not set(train) & set(val)
-    everything, same = split_off(labels, 100, 0, 10)
+    everything, same = split_off(labels, 100, 0, TEN)
     assert np.array_equal(val, same) and len(everything) == 400
     assert sorted([*everything, *val]) == list(range(500))
 
@@ -67,7 +68,7 @@ def test_splits_are_balanced_disjoint_and_fixed():
 @pytest.mark.parametrize(("val", "train"), [(0, 501), (500, 0), (499, 100)])
 def test_sizes_beyond_the_data_are_refused(val, train):
     with pytest.raises(UserError, match="class-balanced"):
-        split_off(np.repeat(np.arange(10), 50), val, train, 10)
+        split_off(np.repeat(np.arange(10), 50), val, train, TEN)
 
 
 def test_moments_are_the_pixels_own():
@@ -77,99 +78,15 @@ def test_moments_are_the_pixels_own():
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)))
 
 
-# ---------------------------------------------------------------- image folders
+def test_a_class_with_too_few_images_is_named():
+    labels = np.delete(np.repeat(np.arange(10), 50), np.arange(150, 198))
+    with pytest.raises(UserError, match="the subset: class cat has 2; ask for fewer"):
+        split_off(labels, 0, 30, CLASSES)
 
 
-@pytest.fixture
-def tree(tmp_path):
-    draw = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for label in ("ant", "bee"):
-            folder = tmp_path / split / label
-            folder.mkdir(parents=True)
-            for i in range(3):
-                pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path
-
-
-def test_folder_is_read_and_cached(tree, monkeypatch):
-    first = load("folder", tree, CPU)
-    assert first.classes == ["ant", "bee"] and len(first.train) == 6 and len(first.test) == 6
-    image = np.asarray(Image.open(tree / "train" / "bee" / "1.png"))
-    assert np.array_equal(plain(first.train, slice(4, 5))[0].permute(1, 2, 0).numpy(), image)
-    monkeypatch.setattr(sources, "decode", None)  # a second decoding would fail
-    again = load("folder", tree, CPU)
-    assert torch.equal(first.train.padded, again.train.padded)
-    assert first.fingerprint == again.fingerprint
-
-
-@pytest.mark.parametrize("change", ["rewrite", "add", "remove", "move"])
-def test_cache_notices_a_changed_tree(tree, change):
-    before = load("folder", tree, CPU)
-    target = tree / "train" / "ant" / "1.png"
-    if change == "rewrite":
-        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(target)
-        later = time.time_ns() + 10**9
-        os.utime(target, ns=(later, later))
-    elif change == "add":
-        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(target.with_name("9.png"))
-    elif change == "remove":
-        target.unlink()
-    else:
-        target.rename(tree / "train" / "bee" / "7.png")
-    after = load("folder", tree, CPU)
-    assert after.fingerprint != before.fingerprint
-
-
-def test_a_broken_cache_is_made_again(tree):
-    before = load("folder", tree, CPU)
-    cache = tree / ".kd-arrays.npz"
-    cache.write_bytes(cache.read_bytes()[:1000])
-    assert load("folder", tree, CPU).fingerprint == before.fingerprint
-
-
-def test_cifar10_is_the_same_as_archive_and_as_files(tree, monkeypatch):
-    arrays, classes = sources.folder(tree)
-    backwards = {name: (images[::-1], labels[::-1]) for name, (images, labels) in arrays.items()}
-    crc = sources.checksums({name: sources.by_content(*arrays[name]) for name in arrays})
-    monkeypatch.setattr(sources, "CIFAR10_CRC", crc)
-    monkeypatch.setattr(sources, "cifar10_archive", lambda _: (backwards, classes))
-    files, archive = load("cifar10", tree, CPU), load("cifar10", tree / "nowhere", CPU)
-    assert files.fingerprint == archive.fingerprint
-    assert torch.equal(files.test.padded, archive.test.padded)
-    assert files.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_other_images_are_not_taken_for_cifar10(tree):
-    with pytest.raises(UserError, match="not CIFAR-10.*--dataset folder"):
-        load("cifar10", tree, CPU)
-
-
-def test_other_sizes_and_modes_are_resized(tree):
-    Image.new("L", (64, 48), 200).save(tree / "train" / "ant" / "0.png")
-    pixels = plain(load("folder", tree, CPU).train, slice(0, 1))
-    assert (pixels == 200).all()
-
-
-def test_folder_mistakes_are_one_line(tree):
-    (tree / "train" / "cat").mkdir()
-    with pytest.raises(UserError, match="cat"):
-        load("folder", tree, CPU)
-    Image.new("RGB", (32, 32)).save(tree / "train" / "cat" / "0.png")
-    with pytest.raises(UserError, match="differ in the class folders.*cat"):
-        load("folder", tree, CPU)
-    (tree / "train" / "cat" / "0.png").unlink()
-    (tree / "train" / "cat").rmdir()
-    (tree / "train" / "ant" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="0.png"):
-        load("folder", tree, CPU)
-    with pytest.raises(UserError, match="no image folder"):
-        load("folder", tree / "nowhere", CPU)
-
-
-def test_validation_images_are_never_trained_on(tree):
-    loaded = load("folder", tree, CPU, val_size=2)
+def test_validation_images_are_never_trained_on(tmp_path):
+    make_images(tmp_path, train=3, test=3)
+    loaded = load("folder", tmp_path, CPU, val_size=2)
     trained = {image.numpy().tobytes() for image in loaded.train.padded}
     held = {image.numpy().tobytes() for image in loaded.val.padded}
     assert len(trained) == 4 and len(held) == 2 and not trained & held

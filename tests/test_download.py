@@ -2,16 +2,18 @@
 
 import hashlib
 import io
-import pickle
+import os
+import random
+import signal
 import socket
+import subprocess
 import sys
-import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10
+from conftest import ROOT
 
 from images import download
 from utils import UserError
@@ -21,34 +23,12 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def batch(label: int) -> bytes:
-    return pickle.dumps({"data": np.full((2, 3072), label, np.uint8), "labels": [label, label]})
-
-
-# CIFAR-10 in small: two training images, two test images, the same layout.
-FILES = {
-    "data_batch_1": batch(0),
-    "test_batch": batch(1),
-    "batches.meta": pickle.dumps({"label_names": ["cat", "dog"]}),
-}
-
-
-def tar_gz(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(f"{download.FOLDER}/{name}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-GOOD = tar_gz(FILES)
-OTHER = tar_gz({**FILES, "data_batch_1": batch(2)})  # a sound archive, but not CIFAR-10
+GOOD = random.Random(0).randbytes(200_000)  # what is in an archive is nothing to download.py
+OTHER = GOOD[:-1] + b"?"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves /good, /other, /stall, /short; anything else is a 404."""
+    """Serves what `replies` names and some that have no end; anything else is a 404."""
 
     # path: (bytes sent, Content-Length announced)
     replies = {
@@ -56,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         "/other": (OTHER, len(OTHER)),
         "/stall": (GOOD[:50], len(GOOD)),
         "/short": (GOOD[:50], len(GOOD)),
+        "/drip": (b"", len(GOOD)),
+        "/endless": (b"", None),
     }
 
     def do_GET(self):
@@ -64,11 +46,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         body, length = self.replies[self.path]
         self.send_response(200)
-        self.send_header("Content-Length", str(length))
+        if length:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(body)
-        if self.path == "/stall":
-            self.server.test_over.wait(10)
+        over = self.server.test_over
+        try:
+            if self.path == "/stall":
+                over.wait(10)
+            while self.path == "/drip" and not over.wait(0.05):
+                self.wfile.write(b"x")
+            while self.path == "/endless" and not over.is_set():
+                self.server.sent += self.wfile.write(bytes(1 << 16))
+        except OSError:
+            pass  # whoever asked has left
         return None
 
     def log_message(self, *args):
@@ -79,16 +70,13 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """The server, with `asked` (paths, in order) and `url`; download.py believes in small data."""
     monkeypatch.setattr(download, "MD5", md5(GOOD))
+    monkeypatch.setattr(download, "SIZE", len(GOOD))
     monkeypatch.setattr(download, "STALL_SECONDS", 5.0)
-    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5(FILES["data_batch_1"])]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(FILES["test_batch"])]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(FILES["batches.meta"])}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
     monkeypatch.delenv("CIFAR10_URL", raising=False)
     monkeypatch.setenv("no_proxy", "*")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.test_over = [], threading.Event()
+    server.asked, server.sent, server.test_over = [], 0, threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -111,36 +99,58 @@ def listing(root) -> set[str]:
 
 
 def assert_whole(root):
-    assert listing(root) == {download.ARCHIVE, download.FOLDER}
+    assert listing(root) == {download.ARCHIVE}
     assert (root / download.ARCHIVE).read_bytes() == GOOD
-    assert CIFAR10(root, train=True, download=False).targets == [0, 0]
-    assert CIFAR10(root, train=False, download=False).targets == [1, 1]
 
 
 def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
-    paths = ["/gone", "/stall", "/other", "/short", "/good", "/never-asked"]
+    paths = ["/gone", "/stall", "/other", "/short", "/drip", "/endless", "/good", "/never-asked"]
     # Short, but long enough for the sources that do answer to do so on a busy machine.
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     with socket.socket() as taken:  # a port that is taken but that nobody listens on
         taken.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}/dead"
-        odd = ["not-a-url", "http://[", "http://127.0.0.1:port/", dead]
+        odd = ["not-a-url", "http://[", "http://127.0.0.1:port/", "file:///etc/hosts", dead]
         monkeypatch.setattr(download, "SOURCES", odd + [server.url + path for path in paths])
-        download.ensure_cifar10(tmp_path / "new" / "data")  # root is made where it is missing
+        began = time.monotonic()
+        archive = download.ensure_archive(tmp_path / "new" / "data")  # made where it is missing
+        assert time.monotonic() - began < 20
 
-    assert_whole(tmp_path / "new" / "data")
+    assert archive == tmp_path / "new" / "data" / download.ARCHIVE
+    assert_whole(archive.parent)
     assert server.asked == paths[:-1]
+    assert server.sent < 2e7  # what was taken and what sockets hold: no body without an end
     lines = capfd.readouterr().err.splitlines()
-    reasons = ["", "", "", "refused", "404", "timed out", md5(OTHER), f"{len(GOOD) - 50} more"]
+    reasons = ["", "", "", "", "refused", "404", "timed out", md5(OTHER), f"{len(GOOD) - 50} more"]
+    reasons += ["bytes a second", "more than the archive's 200,000 bytes"]
     for line, url, why in zip(lines, download.SOURCES[:-2], reasons, strict=True):
         assert line.startswith(f"CIFAR-10: left {url}: ")
         assert why in line
 
 
+def test_a_source_that_starts_fast_and_then_crawls_is_left(server, sources, monkeypatch, tmp_path):
+    monkeypatch.setattr(Handler, "replies", Handler.replies | {"/drip": (GOOD[:-50], len(GOOD))})
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    sources("/drip", "/good")
+    download.ensure_archive(tmp_path)
+    assert server.asked == ["/drip", "/good"]
+
+
+def test_a_wrong_ca_bundle_is_not_the_disks_fault(sources, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
+    sources("/good")
+    secure = ["https://127.0.0.1:1/", *download.SOURCES]
+    monkeypatch.setattr(download, "SOURCES", secure)
+    download.ensure_archive(tmp_path)
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("CIFAR-10: left https://") and "nowhere.pem" in line
+    assert_whole(tmp_path)
+
+
 def test_cifar10_url_goes_first(server, sources, monkeypatch, tmp_path, capfd):
     sources("/never-asked")
     monkeypatch.setenv("CIFAR10_URL", server.url + "/good")
-    download.ensure_cifar10(tmp_path)
+    download.ensure_archive(tmp_path)
     assert server.asked == ["/good"]
     assert_whole(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -153,69 +163,28 @@ def test_bar_on_a_terminal(sources, monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     sources("/other", "/good")
-    download.ensure_cifar10(tmp_path)
+    download.ensure_archive(tmp_path)
     shown = sys.stderr.getvalue()
     assert shown.count("CIFAR-10: 100%") == 2
     assert "\nCIFAR-10: left " in shown  # not behind the bar
 
 
-def test_whole_folder_is_used_as_it_is(server, sources, tmp_path, capfd):
-    def times():  # a folder's changes with what it lists
-        return {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
-
+def test_an_archive_in_place_is_left_as_it_is(server, sources, tmp_path, capfd):
     sources("/never-asked")
-    (tmp_path / download.FOLDER).mkdir()
-    for name, data in FILES.items():
-        (tmp_path / download.FOLDER / name).write_bytes(data)
-    before = times()
-    download.ensure_cifar10(tmp_path)
-    assert times() == before  # not even a lock or a temporary: `root` may be read-only
-    assert server.asked == []
-    assert capfd.readouterr().err == ""
+    (tmp_path / download.ARCHIVE).write_bytes(b"somebody's")
+    assert download.ensure_archive(tmp_path).read_bytes() == b"somebody's"
+    assert server.asked == [] and capfd.readouterr() == ("", "")
 
 
-def test_archive_in_place_needs_no_source(server, sources, tmp_path, capfd):
-    sources("/never-asked")
-    (tmp_path / download.ARCHIVE).write_bytes(GOOD)
-    download.ensure_cifar10(tmp_path)
-    assert_whole(tmp_path)
-    assert server.asked == []
-    assert capfd.readouterr() == ("", "")
-
-
-def test_partial_archive_stays_until_a_whole_one_replaces_it(sources, tmp_path, capfd):
-    archive = tmp_path / download.ARCHIVE
-    archive.write_bytes(GOOD[:-1])
+def test_no_source_is_one_line_with_ways_out(sources, tmp_path):
     sources("/other", "/short")
     with pytest.raises(UserError) as caught:
-        download.ensure_cifar10(tmp_path)
-    assert archive.read_bytes() == GOOD[:-1]
-    assert listing(tmp_path) == {download.ARCHIVE}
-    assert str(archive) in capfd.readouterr().err.splitlines()[0]
+        download.ensure_archive(tmp_path)
+    assert listing(tmp_path) == set()
     message = str(caught.value)
     assert "\n" not in message
-    for way_out in [str(archive), "CIFAR10_URL", "sh exp.sh --quick"]:
+    for way_out in [str(tmp_path / download.ARCHIVE), "CIFAR10_URL", "sh exp.sh --quick"]:
         assert way_out in message
-
-    sources("/good")
-    download.ensure_cifar10(tmp_path)
-    assert_whole(tmp_path)
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("missing", [False, True])
-def test_broken_folder_is_mended_and_a_persons_file_stays(server, tmp_path, name, missing):
-    (tmp_path / download.ARCHIVE).write_bytes(GOOD)
-    download.ensure_cifar10(tmp_path)
-    file = tmp_path / download.FOLDER / name
-    file.with_name("notes.txt").write_text("mine")
-    if missing:
-        file.unlink()
-    else:
-        file.write_bytes(FILES[name][:-2] + b"?.")  # same length
-    download.ensure_cifar10(tmp_path)
-    assert_whole(tmp_path)
-    assert file.with_name("notes.txt").read_text() == "mine"
 
 
 def test_unusable_root_is_one_line(server, sources, tmp_path):
@@ -223,7 +192,7 @@ def test_unusable_root_is_one_line(server, sources, tmp_path):
     (tmp_path / "file").touch()
     root = tmp_path / "file" / "data"  # nobody, not even root, can write below a file
     with pytest.raises(UserError) as caught:
-        download.ensure_cifar10(root)
+        download.ensure_archive(root)
     assert str(root) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert server.asked == []
@@ -236,62 +205,42 @@ STOPS = [(OSError(28, "No space left"), UserError), (KeyboardInterrupt(), Keyboa
 def test_full_disk_or_ctrl_c_while_downloading(
     server, sources, monkeypatch, tmp_path, capfd, raised, seen
 ):
-    def stop(bar, size):  # pooch calls it after every block that it writes
+    def stop(bar, size):  # called after every block that is written
         assert download.ARCHIVE not in listing(tmp_path)  # nor would a kill leave it
         raise raised
 
     sources("/good", "/never-asked")
     monkeypatch.setattr(download.tqdm, "update", stop)
     with pytest.raises(seen) as caught:
-        download.ensure_cifar10(tmp_path)
+        download.ensure_archive(tmp_path)
     assert "\n" not in str(caught.value)
     assert server.asked == ["/good"]  # a full disk is not the source's fault
     assert capfd.readouterr().err == ""
     assert listing(tmp_path) == set()
 
 
-@pytest.mark.parametrize(("raised", "seen"), STOPS)
-def test_full_disk_or_ctrl_c_while_unpacking(server, monkeypatch, tmp_path, raised, seen):
-    def stop(source, target, *_):
-        target.write(source.read(10))
-        raise raised
-
-    (tmp_path / download.ARCHIVE).write_bytes(GOOD)
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "copyfileobj", stop)
-        with pytest.raises(seen):
-            download.ensure_cifar10(tmp_path)
-    assert any((tmp_path / download.FOLDER).iterdir())
-    assert not download.is_whole(tmp_path)
-    download.ensure_cifar10(tmp_path)
+def test_kills_leave_one_file_and_the_next_try_takes_it(server, sources, tmp_path):
+    code = "import sys; from images import download; download.ensure_archive(sys.argv[1])"
+    for tries in (1, 2):
+        env = os.environ | {"CIFAR10_URL": server.url + "/stall", "PYTHONPATH": str(ROOT)}
+        argv = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
+        while len(server.asked) < tries:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(listing(tmp_path)) <= 1
+    sources("/good")
+    download.ensure_archive(tmp_path)
     assert_whole(tmp_path)
 
 
-def test_two_at_once_do_the_work_once(server, sources, monkeypatch, tmp_path):
+def test_two_at_once_download_once(server, sources, tmp_path):
     sources("/good")
-    both_saw_nothing = threading.Barrier(2, timeout=5)
-    seen = threading.local()
-
-    def is_whole(root, real=download.is_whole):
-        answer = real(root)
-        if not hasattr(seen, "first"):  # the look before the lock: hold both here
-            seen.first = answer
-            both_saw_nothing.wait()
-        return answer
-
-    unpacked = []
-
-    def extract_archive(*args, real=download.extract_archive):
-        unpacked.append(args)
-        real(*args)
-
-    monkeypatch.setattr(download, "is_whole", is_whole)
-    monkeypatch.setattr(download, "extract_archive", extract_archive)
-    threads = [threading.Thread(target=download.ensure_cifar10, args=(tmp_path,)) for _ in "ab"]
+    threads = [threading.Thread(target=download.ensure_archive, args=(tmp_path,)) for _ in "abc"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert server.asked == ["/good"]
-    assert len(unpacked) == 1
     assert_whole(tmp_path)

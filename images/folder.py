@@ -1,0 +1,225 @@
+"""Any images as ROOT/{train,test}/<class>/*: found, decoded once, kept in a cache beside them."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from images.views import SIZE
+from utils import UserError, brief, note
+
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, 32, 32, 3], int64 [N]
+DECODER = 2  # part of a cache's key: a change of `rgb` makes older caches useless
+
+
+@dataclass
+class Tree:
+    """The images of one split; a file is its path, its size in bytes and its time of change."""
+
+    root: Path
+    classes: list[str]
+    files: list[tuple[str, int, int]]
+    labels: list[int]
+
+
+def folder(data_dir: Path) -> tuple[Arrays, list[str]]:
+    """Any images as data_dir/{train,test}/<class>/*, resized to 32x32 where they are not.
+
+    Decoded once, then read from a cache beside them, until a file is added, removed or changed.
+    Raises UserError for whatever is wrong with them.
+    """
+    trees = {name: image_tree(data_dir / name) for name in ("train", "test")}
+    classes = trees["train"].classes
+    if trees["test"].classes != classes:
+        odd = sorted(set(classes) ^ set(trees["test"].classes))
+        raise UserError(f"{data_dir}: train/ and test/ differ in the class folders {odd}")
+    decoded = cached(
+        data_dir / ".kd-arrays.npz",
+        tree_key(trees),
+        lambda: {name: decode(tree, name) for name, tree in trees.items()},
+    )
+    return decoded, classes
+
+
+# ---------------------------------------------------------------- which files
+
+
+def image_tree(root: Path) -> Tree:
+    """Classes and files of one split; a line says what was left out, hidden files aside.
+
+    Raises UserError: no such folder, fewer than two classes, a class without an image.
+    """
+    try:
+        classes = [entry.name for entry in visible(root) if entry.is_dir()]
+    except OSError as error:
+        raise UserError(f"no image folder at {root} ({error.strerror})") from None
+    tree, left_out = Tree(root, classes, [], []), Counter()
+    below = {name: len(tree.files) for name in classes if read_class(tree, name, left_out)}
+    what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    if len(classes) < 2:
+        inside = [e.name for name in classes for e in visible(root / name) if e.is_dir()]
+        raise UserError(
+            f"{root} has {len(classes)} class folders ({listed(classes)}), and one class is "
+            f"nothing to learn: images go into {root}/<class>/"
+            + f"; the folders one level down are {listed(inside)}"
+            * bool(inside)
+        )
+    if empty := [name for name in classes if name not in below]:
+        raise UserError(
+            f"no image in the class folders {listed(empty)} of {root}"
+            + f" (left out: {what})" * bool(what)
+        )
+    if what:
+        note(f"{root}: left out {what}")
+    return tree
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """`a, b, c`, and `...` after so many."""
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)]) or "none"
+
+
+def visible(folder: str | Path) -> Iterator[os.DirEntry]:
+    """A folder's entries by name, without what systems hide in it. Raises OSError."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith((".", "@")) and entry.name != "__MACOSX":
+                yield entry
+
+
+def read_class(tree: Tree, name: str, left_out: Counter) -> bool:
+    """Add a class's images, however deep, to the tree; whether there is one."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # slow to import
+
+    found, seen, ahead = [], set(), [os.path.join(tree.root, name)]
+    while ahead:
+        here = ahead.pop()
+        try:
+            status = os.stat(here)
+            if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in visible(here):
+                kind = os.path.splitext(entry.name)[1].lower()
+                if entry.is_dir():
+                    ahead.append(entry.path)
+                elif not entry.is_file():
+                    left_out["broken link" if entry.is_symlink() else "pipe or device"] += 1
+                elif kind not in IMG_EXTENSIONS:
+                    left_out[kind or "without an ending"] += 1
+                else:
+                    status = entry.stat()
+                    found.append((here, entry.path, status.st_size, status.st_mtime_ns))
+        except OSError:
+            left_out["in a folder that cannot be read"] += 1
+    tree.files += [file for _, *file in sorted(found)]
+    tree.labels += [tree.classes.index(name)] * len(found)
+    return bool(found)
+
+
+def tree_key(trees: dict[str, Tree]) -> str:
+    """Changes whenever a file is added, removed, renamed, rewritten or put into another class."""
+    digest = hashlib.sha256(f"decoder {DECODER}".encode())
+    for tree in trees.values():
+        for (path, size, changed), label in zip(tree.files, tree.labels, strict=True):
+            place = os.fsencode(os.path.relpath(path, tree.root))  # however the root is spelled
+            digest.update(place + f"\0{label}\0{size}\0{changed}\n".encode())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- from files to pixels
+
+
+def decode(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels. Raises UserError for a file that cannot be read as an image."""
+    images = np.empty((len(tree.files), SIZE, SIZE, 3), np.uint8)
+    sizes = Counter()
+    for i, (path, *_) in enumerate(tqdm(tree.files, f"decoding {name}", disable=None)):
+        try:
+            with Image.open(path) as image:
+                pixels = rgb(image)
+        except Exception as error:  # Pillow's decoders raise whatever they like
+            raise UserError(
+                f"cannot read the image {path} ({brief(error)}): mend or remove it"
+            ) from None
+        sizes[pixels.size] += 1
+        images[i] = np.asarray(pixels.resize((SIZE, SIZE)))
+    others = len(images) - sizes.pop((SIZE, SIZE), 0)
+    if others:
+        (width, height), _ = sizes.most_common(1)[0]
+        note(
+            f"{tree.root}: {others} of {len(images)} images are not {SIZE}x{SIZE} (most of them "
+            f"{width}x{height}) and were resized to that, whatever their shape"
+        )
+    return images, np.array(tree.labels, dtype=np.int64)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """As a person would see it: upright (EXIF), 8 bits a channel, clear parts laid on white.
+
+    Raises ValueError for numbers whose range is not known.
+    """
+    with contextlib.suppress(Exception):  # an EXIF block that is broken turns nothing
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of floats from 0 to 1, in 8 bits. Raises ValueError for other ranges."""
+    pixels = np.asarray(image).astype(float)
+    low, high = pixels.min(), pixels.max()
+    top = 1.0 if image.mode == "F" else 65535.0
+    # 32 bits hold 16 of them, or 8: which, is known by what is beyond 255 alone.
+    if not 0 <= low <= high <= top or (image.mode == "I" and 0 < high <= 255):
+        raise ValueError(f"mode {image.mode} with pixels from {low:g} to {high:g}: save 8 bits")
+    return Image.fromarray(np.rint(pixels * (255 / top)).astype(np.uint8))
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def cached(cache: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
+    """What `make` makes, or made before under the same key and left in the file `cache`."""
+    arrays = read_cache(cache, key)
+    if arrays is None:
+        arrays = make()
+        write_cache(cache, key, arrays)
+    return arrays
+
+
+def read_cache(cache: Path, key: str) -> Arrays | None:
+    """What was decoded of these very files, or None."""
+    try:
+        with np.load(cache) as stored:
+            if json.loads(str(stored["key"])) != key:
+                return None
+            return {n: (stored[f"{n}_images"], stored[f"{n}_labels"]) for n in ("train", "test")}
+    except Exception:  # none yet, or broken in one of zipfile's and NumPy's many ways
+        return None
+
+
+def write_cache(cache: Path, key: str, arrays: Arrays) -> None:
+    """Keep what was decoded; where it cannot be kept, a line says so."""
+    named = {f"{name}_images": images for name, (images, _) in arrays.items()}
+    named |= {f"{name}_labels": labels for name, (_, labels) in arrays.items()}
+    temporary = cache.with_name(f"{cache.stem}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, key=json.dumps(key), **named)
+        temporary.replace(cache)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        note(f"no cache of the decoded images ({error.strerror}): {cache}")

@@ -1,0 +1,14 @@
+# Sourced first by exp.sh, trial.sh and gpu.sh, which say where they were called from ($caller).
+# shellcheck shell=sh disable=SC2154
+
+# It keeps Python from the modules beside a script.
+unset PYTHONSAFEPATH
+
+head_of() { # a script: its first lines, which say what it does
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" | grep -v '^shellcheck'
+    exit 0
+}
+
+from_caller() { # a path: where the caller meant it to be, not below this repository; '' stays ''
+    case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
+}

@@ -1,0 +1,203 @@
+"""CIFAR-10 from each form on the disk to a row in the CSV, with nothing replaced in between.
+
+What is set is what belongs to these images alone: the archive's MD5, the pixels' checksums.
+"""
+
+import functools
+import hashlib
+import http.server
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+
+import cifar_archive
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU, ROOT, script
+
+import train_student
+from images import cifar, download
+from images.sources import load
+from utils import UserError
+
+ARRAYS = cifar_archive.draw(train=8, test=2)
+ARCHIVE = cifar_archive.archive(ARRAYS)
+
+
+@pytest.fixture(autouse=True)
+def checksums(monkeypatch):
+    monkeypatch.setattr(cifar, "CRC", cifar_archive.known_by(ARRAYS))
+    monkeypatch.setattr(download, "SOURCES", [])  # whoever asks one has overlooked what is there
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """The address of the archive on a server of this machine."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    (folder / "copy.tar.gz").write_bytes(ARCHIVE)
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}/copy.tar.gz"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
+    """The main command, as somebody runs it who has nothing yet; from a folder of their own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import images.cifar, images.download\n"
+        f"images.cifar.CRC = {cifar.CRC}\n"
+        f"images.download.MD5 = {hashlib.md5(ARCHIVE).hexdigest()!r}\n"
+    )
+    home = tmp_path / "a home"
+    home.mkdir()
+    env = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "CIFAR10_URL": mirror,
+        "no_proxy": "*",
+        "DATA_DIR": "my data",
+        "OUT_DIR": "my runs",
+        "EPOCHS": "1",
+        "T_MAX": "1",
+        "SEEDS": "0 1",
+        "ALPHAS": "0.5",
+        "TEMPERATURES": "1 4",
+        "RANKS": "1",
+        "RESNET_SEEDS": "",
+        "FLAGS": "--batch-size 20 --lr 0.01 --device cpu --threads 1",
+        "TEACHER_FLAGS": "--width 4",
+        "STUDENT_FLAGS": "--student-width 8",
+    }
+    argv = ["sh", str(ROOT / "exp.sh")]
+    done = subprocess.run(argv, cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in home.iterdir()} == {"my data", "my runs"}
+    assert (home / "my data" / download.ARCHIVE).read_bytes() == ARCHIVE
+    rows = pd.read_csv(home / "my runs" / "results" / "results.csv")
+    assert rows.role.value_counts().to_dict() == {"distill": 4, "student": 4, "teacher": 1}
+    assert set(rows.width[rows.role != "teacher"]) == {8}
+    assert set(rows.test_acc.between(0, 1)) == {True} and rows.data.nunique() == 1
+    report = (home / "my runs" / "results" / "REPORT.md").read_text()
+    assert "**cifar10, 80 training images, 1 epoch, T_max 1" in report
+    assert not list((home / "my runs").rglob("*.state"))
+
+
+def forms(root) -> dict:
+    """Each form on the disk that CIFAR-10 may have, and what --data-dir may name of it."""
+    for name in ("archive", "folder", "named", "bare", "files", "both", "repickled"):
+        (root / name).mkdir()
+    for name in ("archive", "both"):
+        (root / name / download.ARCHIVE).write_bytes(ARCHIVE)
+    (root / "named" / "any name.tar.gz").write_bytes(ARCHIVE)
+    published = {n: cifar_archive.python2(c) for n, c in cifar_archive.batches(ARRAYS).items()}
+    anew = {  # by Python 3, in another order, keys as text, all training images in one file
+        split: (images[::-1], labels[::-1]) for split, (images, labels) in ARRAYS.items()
+    }
+    repickled = {
+        name: pickle.dumps({k.decode(): v for k, v in content.items()}, protocol=5)
+        for name, content in cifar_archive.batches(anew, parts=1).items()
+    }
+    for place, files in (
+        (root / "folder" / cifar.FOLDER, published),
+        (root / "bare" / "batches", published),
+        (root / "repickled" / cifar.FOLDER, repickled),
+    ):
+        place.mkdir()
+        for name, raw in files.items():
+            (place / name).write_bytes(raw)
+    cifar_archive.as_files(ARRAYS, root / "files")
+    named = {name: root / name for name in ("archive", "folder", "files", "both", "repickled")}
+    return named | {"named": root / "named" / "any name.tar.gz", "bare": root / "bare" / "batches"}
+
+
+def test_every_form_gives_the_same_row_and_is_left_as_it_is(tmp_path):
+    rows = {}
+    (tmp_path / "data").mkdir()
+    for name, data_dir in forms(tmp_path / "data").items():
+        before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*") if p.is_file()}
+        out = tmp_path / "out" / name
+        argv = "--epochs 1 --batch-size 20 --device cpu --threads 1 --lr 0.01".split()
+        for again in ([], ["--overwrite"]):  # the second time from the cache, where there is one
+            argv = [*argv, "--data-dir", data_dir, "--out-dir", out, *again]
+            assert script(train_student.main, *argv) == 0
+            row = pd.read_csv(out / "results" / "results.csv").iloc[0]
+            rows[name, bool(again)] = (row.data, row.test_data, row.test_loss, row.train_acc)
+        assert before.items() <= {p: p.stat().st_mtime_ns for p in data_dir.rglob("*")}.items()
+    assert len(set(rows.values())) == 1, rows
+
+
+def test_pixels_and_labels_are_those_of_the_archive(tmp_path):
+    (tmp_path / download.ARCHIVE).write_bytes(ARCHIVE)
+    data = load("cifar10", tmp_path, CPU)
+    assert data.classes[3] == "cat" and len(data.classes) == 10
+    for split, (images, labels) in ARRAYS.items():
+        found = getattr(data, split)
+        pixels = found.padded[:, 4:36, 4:36].numpy()
+        theirs = {(image.tobytes(), label) for image, label in zip(images, labels, strict=True)}
+        pairs = zip(pixels, found.labels.tolist(), strict=True)
+        assert {(image.tobytes(), label) for image, label in pairs} == theirs
+
+
+def test_classes_are_cifars_whatever_the_folders_are_called(tmp_path):
+    cifar_archive.as_files(ARRAYS, tmp_path)
+    for split in ("train", "test"):
+        for label, name in enumerate(cifar.CLASSES):
+            (tmp_path / split / name).rename(tmp_path / split / str(label))
+    assert load("cifar10", tmp_path, CPU).classes == cifar.CLASSES
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("kind", ["torn", "no archive", "other images", "evil", "lacking", "empty"])
+def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place, folder = tmp_path / download.ARCHIVE, tmp_path / cifar.FOLDER
+    if kind == "torn":
+        place.write_bytes(ARCHIVE[:-100])
+    elif kind == "no archive":
+        place.write_bytes(b"<html>not found</html>")
+    elif kind == "other images":
+        place.write_bytes(cifar_archive.archive(cifar_archive.draw(8, 3)))
+    else:
+        folder.mkdir()
+        content = cifar_archive.batches(ARRAYS) if kind == "evil" else {}
+        if kind == "lacking":
+            content = {"data_batch_1": cifar_archive.batches(ARRAYS)["data_batch_1"]}
+        for name, what in content.items():
+            (folder / name).write_bytes(
+                pickle.dumps(what | ({b"x": Evil()} if kind == "evil" else {}))
+            )
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        load("cifar10", tmp_path, CPU)
+    assert re.search("other images|move it away", str(caught.value))
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+    left = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    assert before.items() <= left.items()
+
+
+def test_views_of_channels_first_batches_are_hashed_as_images():
+    """torchvision's CIFAR10.data is such a view, too; once it crashed the main command."""
+    images, labels = ARRAYS["train"]
+    view = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    assert not view.flags.c_contiguous
+    for one, other in zip(
+        cifar.by_content(images, labels), cifar.by_content(view, labels), strict=True
+    ):
+        assert np.array_equal(one, other) and one.flags.c_contiguous
+    assert torch.from_numpy(cifar.by_content(view, labels)[0]).is_contiguous()

@@ -1,0 +1,243 @@
+"""What comes from outside: checkpoints, image folders and CSVs of others, and of other days."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, Countdown, make_images, script, train_all
+from torch import nn
+
+import distill
+import models
+import summarize
+import train_student
+import train_teacher
+from engine.cells import REFERENCE, Cell, Settings
+from engine.loop import train
+from engine.rows import COLUMNS, FIRST, LATER, csv_path, read_rows
+from engine.trainee import draws
+from utils import LARGEST, Interrupted
+
+FLAGS = "--dataset folder --epochs 1 --batch-size 16 --lr 0.01 --device cpu --threads 1".split()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Images, and an out-dir with a narrow teacher of theirs."""
+    root = tmp_path_factory.mktemp("made")
+    make_images(root / "images", train=20, test=10)
+    argv = [*FLAGS, "--data-dir", root / "images", "--out-dir", root / "out"]
+    assert script(train_teacher.main, *argv, "--width", 4) == 0
+    return root
+
+
+@pytest.fixture
+def place(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "place"))
+
+
+def run(main, place: Path, *more) -> int:
+    where = ["--data-dir", place / "images", "--out-dir", place / "out"]
+    return script(main, *FLAGS, *where, *more)
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def teacher_of(place: Path) -> Path:
+    [path] = (place / "out" / "checkpoints").glob("*teacher*.pt")
+    return path
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def changed(**entries):
+    return lambda content: content | entries
+
+
+STRANGERS = {
+    "a path as run_id": (changed(run_id="../../ESCAPED/x"), "its run_id is '../../ESCAPED/x'"),
+    "a hidden run_id": (changed(run_id=".x"), "its run_id"),
+    "a run_id that is no text": (changed(run_id=7), "its run_id is a int"),
+    "a path as seed": (changed(cell={"seed": "../../ESCAPED"}), "its cell has no seed"),
+    "an empty cell": (changed(cell={}), "its cell has no seed"),
+    "a huge seed": (changed(cell={"seed": LARGEST + 1}), "its cell has no seed"),
+    "no mean": (changed(mean=[0.5, 0.5]), "mean and std"),
+    "a mean that is none": (changed(mean=[0.5, 0.5, float("nan")]), "mean and std"),
+    "no classes": (
+        lambda content: {k: content[k] for k in content if k != "classes"},
+        "lacks clas",
+    ),
+    "names that are no list": (changed(class_names="ab"), "class_names"),
+    "weights alone": (lambda content: content["state"], "weights alone"),
+    "a list": (lambda content: [1, 2], "it holds a list"),
+    "keys that are no text": (changed(state={1: torch.zeros(1)}), "weights are of another"),
+    "a negative width": (changed(width=-4), "weights are of another"),
+}
+
+
+def files(place: Path) -> list[Path]:
+    return [path for path in sorted(place.rglob("*")) if not path.name.endswith("lock")]
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_strangers_checkpoint_is_one_line_and_writes_nothing(place, capsys, kind):
+    change, says = STRANGERS[kind]
+    path = place / "strange.pt"
+    torch.save(change(torch.load(teacher_of(place), weights_only=True)), path)
+    before = files(place)
+    assert run(distill.main, place, "--teacher", path) == 2
+    assert says in one_line(capsys)
+    assert files(place) == before
+    assert not list(place.parent.glob("ESCAPED*")) and not (ROOT.parent / "ESCAPED").exists()
+
+
+def test_a_teacher_of_classes_in_another_order(place, capsys):
+    """One folder renamed: labels 0 and 1 change places, and it would teach the wrong one."""
+    for split in ("train", "test"):
+        (place / "images" / split / "dark").rename(place / "images" / split / "night")
+    named = ["--teacher", teacher_of(place)]
+    assert run(distill.main, place, *named) == 2
+    error = one_line(capsys)
+    assert "dark, light, in this order" in error and "the data light, night" in error
+    assert run(distill.main, place, *named, "--other-classes") == 0
+
+
+def test_a_teacher_of_other_classes_of_the_same_number(place, capsys):
+    argv = "--dataset shapes --train-size 20 --epochs 1 --device cpu".split()
+    argv += ["--out-dir", place / "out", "--teacher", ROOT / "teachers/cifar10-resnet18w32.pt"]
+    assert script(distill.main, *argv) == 2
+    assert "airplane, automobile" in one_line(capsys)
+
+
+# ---------------------------------------------------------------- images that change
+
+
+@pytest.mark.parametrize("kind", ["deleted", "swapped"])
+def test_other_test_images_are_not_taken_for_the_same(place, capsys, kind):
+    assert run(train_student.main, place) == 0
+    first, other = (place / "images" / "test" / name / "0.png" for name in ("dark", "light"))
+    if kind == "deleted":
+        first.unlink()
+    else:
+        first.rename(place / "moved.png")
+        other.rename(first)
+        (place / "moved.png").rename(other)
+    capsys.readouterr()
+    assert run(train_student.main, place) == 2
+    assert "test images" in one_line(capsys)
+    assert run(distill.main, place) == 0  # the teacher's training images are the same
+    rows = read_rows(csv_path(place / "out"))
+    assert rows.data.nunique() == 1 and rows.test_data.nunique() == 2
+
+
+def test_rows_of_other_test_images_are_never_compared(place, capsys):
+    assert run(train_student.main, place) == 0
+    (place / "images" / "test" / "dark" / "0.png").unlink()
+    assert run(distill.main, place) == 0
+    capsys.readouterr()
+    assert script(summarize.main, "--out-dir", place / "out") == 0
+    out = capsys.readouterr().out
+    assert out.count("## folder, 40 training images, 1 epoch, T_max 200") == 2
+    assert "over the student alone" in out and "that is — over the student alone" in out
+
+
+# ---------------------------------------------------------------- CSVs
+
+
+def test_a_csv_of_an_older_version_is_read_and_gone_on_with(place, capsys):
+    assert run(train_student.main, place) == 0
+    path = csv_path(place / "out")
+    new = pd.read_csv(path, dtype=str, keep_default_na=False)
+    new[FIRST + LATER[:5]].to_csv(path, index=False)
+    rows = read_rows(path)
+    assert list(rows) == COLUMNS
+    assert (
+        set(rows["clip"]) == {0.0}
+        and set(rows.last_batch) == {"keep"}
+        and rows.machine.isna().all()
+    )
+    capsys.readouterr()
+    assert run(train_student.main, place) == 0
+    assert "1 of 1 runs" in capsys.readouterr().out
+    assert run(distill.main, place) == 0
+    after = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert list(after) == COLUMNS and len(after) == 3
+    assert after[FIRST][:2].equals(new[FIRST]) and set(after["clip"]) == {"0.0"}
+    assert script(summarize.main, "--out-dir", place / "out") == 0
+
+
+def test_every_later_column_is_blank_or_the_references(place):
+    """A new setting that had no default in a CSV of its day would be read as a blank."""
+    settings = {*asdict(Settings()), *("lr", "weight_decay")}
+    assert settings & set(LATER) <= set(REFERENCE)
+
+
+@pytest.mark.parametrize("columns", [FIRST[1:], [*COLUMNS, "mood"], COLUMNS[::-1]])
+def test_a_csv_of_something_else_is_refused(place, capsys, columns):
+    path = csv_path(place / "out")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False).assign(mood="good")
+    frame[columns].to_csv(path, index=False)
+    assert run(train_student.main, place) == 2
+    assert "has not this version's columns" in one_line(capsys)
+
+
+# ---------------------------------------------------------------- teachers from elsewhere
+
+
+def test_the_report_names_a_teacher_from_elsewhere(place, tmp_path, capsys):
+    where = ["--data-dir", place / "images", "--out-dir", tmp_path / "other"]
+    teacher = teacher_of(place)
+    assert script(distill.main, *FLAGS, *where, "--teacher", teacher) == 0
+    [row] = read_rows(csv_path(tmp_path / "other")).itertuples()
+    own = read_rows(csv_path(place / "out")).set_index("run_id").test_acc[teacher.stem]
+    assert row.teacher_acc == own
+    capsys.readouterr()
+    assert script(summarize.main, "--out-dir", tmp_path / "other") == 0
+    out = capsys.readouterr().out
+    told = f"**Teacher**: {teacher.stem} from elsewhere (checkpoint {row.teacher_sha}), "
+    assert told + f"{100 * own:.2f} here." in out
+    assert "0 teachers" not in out
+
+
+# ---------------------------------------------------------------- networks that draw
+
+
+class Dropping(models.CNN):
+    """The student with dropout, as somebody might bring it."""
+
+    def forward(self, x, stages=False):
+        return super().forward(nn.functional.dropout(x, 0.3, self.training), stages)
+
+
+@pytest.fixture
+def dropping(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "dropping", Dropping)
+
+
+GRID = [
+    Cell("dropping", 4, 0, "kd", alpha, 4.0, lr=0.05, teacher_seed=0) for alpha in (0.1, 0.5, 0.9)
+]
+
+
+def test_dropout_is_the_same_alone_in_company_and_after_a_stop(dropping, make_run):
+    together = train_all(GRID, make_run("together"))
+    alone = {}
+    for cell in GRID:
+        torch.rand(7)  # whatever else draws has no part in it
+        alone |= train_all([cell], make_run(f"alone {cell.alpha}"))
+    assert alone == together
+    with pytest.raises(Interrupted):
+        train(GRID, GRID, make_run("stopped", keeper=Countdown(5)))
+    assert train_all(GRID, make_run("stopped")) == together
+
+
+def test_dropout_differs_by_step_and_is_known(dropping):
+    assert draws("dropping", 4, 10) and not draws("cnn", 4, 10) and not draws("resnet18", 4, 10)
