@@ -6,7 +6,11 @@ torchrun --nproc-per-node 2 distill.py --alpha 0.1 0.5 0.9 --temperature 1 5 10 
 """
 
 import argparse
+import sys
 from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 from engine.cells import Cell

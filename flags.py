@@ -11,7 +11,7 @@ from engine.cells import Cell, Settings
 from images.sources import SOURCES
 from losses import METHODS
 from models import MODELS
-from utils import ROOT, UserError
+from utils import LARGEST, ROOT, UserError
 
 DEFAULTS = Settings()
 
@@ -41,6 +41,7 @@ def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[st
 
 COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
 COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
+SEED = number(int, lambda v: 0 <= v <= LARGEST, "a whole number of at least 0 and below 2^63")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
 SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
@@ -84,7 +85,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         help="shorten a step's gradient to this norm where it is longer; 0: never")  # fmt: skip
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
-    add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
+    add("--seed", type=SEED, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
@@ -93,6 +94,9 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--eval-every", type=COUNT, default=1, metavar="N",
         help="measure after every N epochs and the last; the best is then of those")  # fmt: skip
     add("--overwrite", action="store_true", help="train again what is in the CSV already")
+    add("--keep", choices=["last", "best"], default="last",
+        help="best: also the weights of the best epoch, by the held-out images or else by the test "
+        "set, as checkpoints/<run_id>.best.pt")  # fmt: skip
     add("--save-seconds", type=POSITIVE, default=60.0,
         help="how often the state of an unfinished run is saved")  # fmt: skip
     return p
@@ -125,7 +129,7 @@ def add_teacher(p: Parser) -> None:
     add = p.add_argument_group("teacher").add_argument
     add("--teacher", type=Path, metavar="CHECKPOINT",
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
-    add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
+    add("--teacher-seed", type=SEED, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
     add("--other-classes", action="store_true",
         help="a teacher whose classes have other names or another order is meant")  # fmt: skip

@@ -8,9 +8,12 @@ results/heatmap.png, curves.png and lines.png; the pictures go to TensorBoard's 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 import utils

@@ -7,6 +7,11 @@ Where a teacher of this data set is in the out-dir already, its agreement with t
 measured at the end; it has no part in the training.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
 import flags
 from engine.cells import Cell
 from engine.grid import run_command

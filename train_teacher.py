@@ -4,6 +4,11 @@ python train_teacher.py
 torchrun --nproc-per-node 4 train_teacher.py      # the batch split over four GPUs
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
+
 import flags
 from engine.cells import Cell
 from engine.grid import run_command

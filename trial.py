@@ -10,9 +10,12 @@ What is tried and how it is chosen is in sides.py, why in docs/trial.md.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 import sides

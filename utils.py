@@ -75,12 +75,18 @@ def checksum(files: Iterable[Path]) -> int:
 
 def is_lead() -> bool:
     """Whether this process speaks for the command: alone, or the first under torchrun."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_count() == 1 or os.environ["RANK"] == "0"
 
 
 def process_count() -> int:
-    """How many processes the command has: more than one under torchrun alone."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many processes the command has: more than one under torchrun alone.
+
+    Schedulers leave some of what it sets; only all of it makes a process one of several.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, world, *_ = (os.environ.get(name, "") for name in names)
+    whole = all(map(os.environ.get, names)) and rank.isdigit() and world.isdigit()
+    return int(world) if whole else 1
 
 
 def brief(error: Exception) -> str:
@@ -221,7 +227,9 @@ class Curves:
         "acc/val": "val_acc",
         "lr": "lr",
     }
-    HPARAMS = ("role", "model", "method", "alpha", "temperature", "seed", "epochs", "t_max", "lr")
+    HPARAMS = ("role", "model", "width", "method", "alpha", "temperature", "beta", "scale_t2")
+    HPARAMS += ("seed", "lr", "weight_decay", "momentum", "batch_size", "train_size", "epochs")
+    HPARAMS += ("t_max",)
 
     def __init__(self, out_dir: Path, run_id: str, epochs_done: int):
         folder = out_dir / "runs" / run_id
@@ -238,8 +246,11 @@ class Curves:
         self.writer.flush()
 
     def close(self, row: dict) -> None:
-        """The HParams entry, so that the HPARAMS tab can sort the runs."""
-        chosen = {name: row[name] for name in self.HPARAMS if row.get(name) is not None}
+        """The HParams entry, so that the HPARAMS tab can sort the runs.
+
+        Every run has every key, for the tab takes its columns from any one of them; 0 is none.
+        """
+        chosen = {name: 0.0 if row[name] is None else row[name] for name in self.HPARAMS}
         metrics = {f"hparam/{name}": row[name] for name in ("test_acc", "best_test_acc")}
         # run_name "." keeps the entry in this run's own folder.
         self.writer.add_hparams(chosen, metrics, run_name=".")

@@ -13,7 +13,7 @@ from engine import parallel
 from engine.cells import Cell, Settings, data_suffix, every_setting, run_id
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
-from engine.rows import csv_path, machine, read_rows
+from engine.rows import best_path, csv_path, machine, read_rows
 from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
@@ -48,6 +48,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         folder = teacher.folder if args.teacher_cache == "auto" else Path(args.teacher_cache)
         sheet = open_sheet(folder, teacher, data, machine(str(device)))
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
+    how["keep_best"] = args.keep == "best"
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]
@@ -199,6 +200,9 @@ def pending_cells(
                 f"{name} is in {csv_path(args.out_dir)} with other settings "
                 f"({'; '.join(other)}): choose another --out-dir, or --overwrite"
             )
-        if cell.teaches and not (args.out_dir / "checkpoints" / f"{name}.pt").exists():
-            pending.append(cell)  # a teacher without its checkpoint cannot teach
+        path = args.out_dir / "checkpoints" / f"{name}.pt"
+        # A teacher without its checkpoint cannot teach, and best weights cannot be had otherwise.
+        lost = cell.teaches and not path.exists()
+        if lost or (args.keep == "best" and not best_path(path).exists()):
+            pending.append(cell)
     return pending

@@ -17,12 +17,12 @@ from engine.cells import Cell, label
 from engine.parallel import from_lead, share
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
-from engine.rows import leave
+from engine.rows import best_epoch, leave, on_cpu
 from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee
 from images.views import epoch_views, normalise, plain
-from utils import Curves, remove_tree
+from utils import Curves
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
@@ -68,9 +68,9 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
             if not any(share(ranks, any(not t.diverged for t in trainees))):
                 break
         progress.close()
-        complaints = leave(trainees, run, ddp, state.elapsed(), len(pending))
+        complaints = leave(trainees, run, ddp, state, len(pending))
         if ranks.lead:
-            remove_tree(state.folder)
+            state.finished()
         return complaints
 
 
@@ -110,6 +110,8 @@ def record(
         found |= {"loss": loss / images, "hard": hard / images, "soft": soft / images}
         found |= {"train_acc": correct / images, "lr": trainee.lr_at(epoch)}
         trainee.history.append(found)
+        if run.keep_best and best_epoch(trainee.history) == epoch:
+            trainee.best = on_cpu(trainee.model.state_dict())
         if not all(map(math.isfinite, found.values())):
             trainee.diverged = epoch + 1
         elif trainee.curves:

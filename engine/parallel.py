@@ -35,7 +35,9 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
     """
     if threads:
         torch.set_num_threads(threads)
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0) if process_count() > 1 else 0
+    if process_count() == 1 and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        note("WORLD_SIZE is set, but not all else that torchrun sets: this process trains alone")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu" and (other := accelerator()):

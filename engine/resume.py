@@ -5,6 +5,7 @@ number: those come from seed and epoch. And no teacher's logits: those stand on 
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -25,7 +26,17 @@ from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
 from images.sources import Data
-from utils import ROOT, Interrupted, UserError, check_writable, checksum, remove_tree, write_atomic
+from utils import (
+    ROOT,
+    Interrupted,
+    UserError,
+    check_writable,
+    checksum,
+    load_checkpoint,
+    note,
+    remove_tree,
+    write_atomic,
+)
 
 # Under DDP the ranks agree on signals at one in so many chances to save. It takes an all-reduce and
 # has the host wait for the GPU: too much for every step.
@@ -33,22 +44,25 @@ AGREE_EVERY = 20
 
 
 class Keeper:
-    """Says when to save: about every `seconds`, and at once after Ctrl-C or SIGTERM.
+    """Says when to save: about every `seconds`, and at once after Ctrl-C or another signal to stop.
 
-    Signals only set a mark, so that what is saved is never a step half done. A second Ctrl-C does
-    not wait.
+    SIGUSR1 is a scheduler's warning, SIGHUP a closed terminal. Signals only set a mark, so that
+    what is saved is never a step half done. A second Ctrl-C does not wait.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.last = time.monotonic()
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows lacks the last two
+            if not number or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                continue  # nohup has it ignored
             signal.signal(number, self.mark)
 
     def mark(self, number: int, frame: object) -> None:
         # torchrun passes on to its ranks what they have had from the terminal already.
-        if self.signal and "RANK" not in os.environ:
+        if self.signal == number == signal.SIGINT and "RANK" not in os.environ:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
@@ -75,6 +89,7 @@ class Run:
     ranks: Ranks
     keeper: Keeper
     overwrite: bool = False
+    keep_best: bool = False
     sheet: Sheet | None = None
     eval_every: int = 1  # epochs from one measurement to the next; the last is always measured
 
@@ -93,6 +108,7 @@ class Unfinished:
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
         self.chances = 0
+        self.spent: list[Path] = []  # folders of other groups, all of whose cells we have taken up
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all tries."""
@@ -147,6 +163,7 @@ class Unfinished:
                 for file in self.folder.glob("rank*.state*"):
                     file.unlink(missing_ok=True)
                 shards = []
+            shards += self.of_other_groups()
         shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
         states: dict[str, dict] = {}
         for shard in shards:
@@ -161,8 +178,56 @@ class Unfinished:
                 if not kept or (kept["epoch"], kept["step"]) < (state["epoch"], state["step"]):
                     states[name] = state
         for trainee in self.trainees:
-            if trainee.run_id in states:
-                trainee.load(states[trainee.run_id])
+            if state := states.get(trainee.run_id) or self.shorter_run(trainee):
+                trainee.load(state)
+
+    def of_other_groups(self) -> list[dict]:
+        """What commands with other cells have saved of ours: a grid made wider goes on with it.
+
+        A line names what cannot be gone on with, which stays where it is.
+        """
+        mine, found = {run_id(cell, self.run.settings) for cell in self.group}, []
+        for folder in sorted(self.folder.parent.iterdir()):
+            if folder == self.folder or self.run.overwrite:
+                continue
+            with contextlib.suppress(UserError), claim(folder):  # else somebody is at it
+                shards = load_states(folder)
+                theirs = {name for shard in shards for name in shard["cells"]}
+                other = {word for shard in shards for word in self.other_basis(shard["basis"])}
+                if other and mine & theirs:
+                    note(
+                        f"{folder} has {len(mine & theirs)} of these cells unfinished, but with "
+                        f"other settings ({'; '.join(sorted(other))}): they start afresh"
+                    )
+                elif mine & theirs:
+                    found += shards
+                    self.spent += [folder] * (theirs <= mine)
+        return found
+
+    def shorter_run(self, trainee: Trainee) -> dict | None:
+        """The end of the longest finished run that differs in its number of epochs alone.
+
+        A learning rate that does not know how long the run is, as with the same t_max, was the
+        same up to there. A teacher's run id does not say its epochs: `pending_cells` refuses.
+        """
+        settings, cell = self.run.settings, trainee.cell
+        for epochs in range(settings.epochs - 1, 0, -1) if not cell.teaches else ():
+            name = run_id(cell, dataclasses.replace(settings, epochs=epochs))
+            path = self.run.out_dir / "checkpoints" / f"{name}.pt"
+            stored = {}
+            with contextlib.suppress(UserError):
+                stored = load_checkpoint(path) if path.exists() else {}
+            if "basis" not in stored:  # there is none, or it is of an older version
+                continue
+            if not self.other_basis(stored["basis"] | {"epochs": settings.epochs}):
+                note(f"{trainee.run_id} goes on from {name}")
+                return stored["progress"] | {"model": stored["state"]}
+        return None
+
+    def finished(self) -> None:
+        """All rows are written: what was saved is of no more use."""
+        for folder in (self.folder, *self.spent):
+            remove_tree(folder)
 
     def basis(self) -> dict:
         """What the bits depend on and a run id does not say."""
@@ -177,7 +242,8 @@ class Unfinished:
             "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
             **asdict(run.settings),
-            **{name: sorted({getattr(cell, name) for cell in self.group}) for name in OPTIMISER},
+            # A student's run id says its own settings, a teacher's does not.
+            **{n: [getattr(c, n) for c in self.group if c.teaches] for n in OPTIMISER},
         }
 
     def other_basis(self, saved: dict) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from engine import measure
 from engine.cells import REFERENCE, label
 from engine.parallel import share
-from engine.resume import Run
+from engine.resume import Run, Unfinished
 from engine.teacher import plain_logits
 from engine.trainee import Trainee
 from models import parameter_count
@@ -47,15 +48,19 @@ COLUMNS = FIRST + LATER
 # ---------------------------------------------------------------- from a network to its row
 
 
-def leave(trainees: list[Trainee], run: Run, ddp: bool, seconds: float, cells: int) -> list[str]:
+def leave(trainees: list[Trainee], run: Run, ddp: bool, state: Unfinished, cells: int) -> list[str]:
     """Write checkpoints, then rows. Returns a line for each cell that diverged, of all ranks."""
     rows, complaints = [], []
     if run.ranks.lead or not ddp:
         sound = [t for t in trainees if not t.diverged]
-        rows = rows_of(sound, run, seconds, cells)
+        rows = rows_of(sound, run, state.elapsed(), cells)
         for trainee, row in zip(sound, rows, strict=True):
             path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
-            save_checkpoint(path, checkpoint_of(trainee, run))
+            content = checkpoint_of(trainee, run, state.basis())
+            save_checkpoint(path, content)
+            if run.keep_best:
+                best = {"state": trainee.best, "epoch": best_epoch(trainee.history) + 1}
+                save_checkpoint(best_path(path), content | best | {"progress": None})
             trainee.curves.close(row)
         rest = len(run.data.train) % run.settings.batch_size
         small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
@@ -129,14 +134,26 @@ def epoch_columns(history: list[dict[str, float]]) -> dict:
     return columns
 
 
-def best_epoch(history: list[dict[str, float]], figure: str) -> int:
-    """The first epoch, from 0, with the highest figure, of those that have one."""
+def best_epoch(history: list[dict[str, float]], figure: str | None = None) -> int:
+    """The first epoch, from 0, with the highest figure, of those that have one.
+
+    Unless it is named, that is the accuracy on held-out images, or else on the test set.
+    """
+    figure = figure or ("val_acc" if any("val_acc" in one for one in history) else "test_acc")
     measured = [epoch for epoch, record in enumerate(history) if figure in record]
-    return max(measured, key=lambda epoch: (history[epoch][figure], -epoch))
+    return max(measured, key=lambda epoch: (history[epoch][figure], -epoch), default=-1)
 
 
-def checkpoint_of(trainee: Trainee, run: Run) -> dict:
-    """Everything another program needs to use the network, and how it came about."""
+def best_path(checkpoint: Path) -> Path:
+    """Where the best epoch's weights are, beside the last one's."""
+    return checkpoint.with_suffix(".best.pt")
+
+
+def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
+    """Everything another program needs to use the network, and how it came about.
+
+    With `progress` and `basis` a longer run goes on from it (`Unfinished.shorter_run`).
+    """
     data, cell = run.data, trainee.cell
     return {
         "run_id": trainee.run_id,
@@ -152,12 +169,18 @@ def checkpoint_of(trainee: Trainee, run: Run) -> dict:
         "cell": asdict(cell),
         "state": on_cpu(trainee.model.state_dict()),
         "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
+        "progress": on_cpu({k: v for k, v in trainee.state().items() if k != "model"}),
+        "basis": basis,
     }
 
 
-def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of its own: a fused student's tensors are views of everybody's."""
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
+def on_cpu(item: Any) -> Any:
+    """Its tensors in memory of their own: a fused student's are views of everybody's."""
+    if isinstance(item, Tensor):
+        return item.detach().cpu().clone()
+    if isinstance(item, dict):
+        return {key: on_cpu(value) for key, value in item.items()}
+    return [on_cpu(value) for value in item] if isinstance(item, list) else item
 
 
 # ---------------------------------------------------------------- the CSV

@@ -24,7 +24,7 @@ from engine.parallel import Ranks, from_lead, share
 from engine.teacher import CHUNK, Teacher
 from images.sources import Data
 from images.views import VIEWS, Split, Views, gather
-from utils import ROOT, checksum, note
+from utils import ROOT, OwnError, checksum, note
 
 # What says what an answer is, beside the checkpoint.
 CODE = [*sorted((ROOT / "models").glob("*.py")), ROOT / "images/views.py"]
@@ -165,11 +165,17 @@ def check(teacher: Teacher, split: Split, sheet: Sheet) -> None:
 def ask(teacher: Teacher, split: Split, views: Views) -> Tensor:
     """The teacher's logits, float32 [n, K] on the CPU, of at most a chunk of views.
 
-    Filled up to a whole chunk: a kernel is chosen by size, and each rounds in its own way.
+    Filled up to a whole chunk: a kernel is chosen by size, and each rounds in its own way. Raises
+    UserError where they are not finite.
     """
     size = CHUNK[split.labels.device.type]
     filled = views[torch.arange(size, device=views.index.device) % len(views)]
-    return teacher(gather(split, filled))[: len(views)].cpu()
+    logits = teacher(gather(split, filled))[: len(views)].cpu()
+    if not torch.isfinite(logits).all():
+        raise OwnError(
+            f"the logits of {teacher.folder}/{teacher.run_id}.pt are not finite: it cannot teach"
+        )
+    return logits
 
 
 def epoch_logits(

@@ -88,6 +88,10 @@ def load_teacher(
             f"{path} says it is a {name} of width {width}, but its weights are of another "
             "architecture: train it again (train_teacher.py --overwrite)"
         ) from None
+    if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
+        raise UserError(
+            f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
+        )
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Teacher(
         model=model,

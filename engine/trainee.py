@@ -86,6 +86,7 @@ class Trainee:
         # Over the epoch's images so far: loss, hard, soft, correct, images.
         self.sums = torch.zeros(5, dtype=widest(device), device=device)
         self.history: list[dict[str, float]] = []  # one record an epoch
+        self.best: dict[str, Tensor] | None = None  # weights of the best epoch, with --keep best
         self.curves: Curves | None = None  # where its records are shown, if by this rank
         self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
 
@@ -156,6 +157,7 @@ class Trainee:
             "sums": self.sums,
             "history": self.history,
             "diverged": self.diverged,
+            "best": self.best,
         }
 
     def load(self, state: dict) -> None:
@@ -173,6 +175,7 @@ class Trainee:
                 own["momentum_buffer"] = buffer.copy_(own["momentum_buffer"])
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
+        self.best = state.get("best")
 
 
 def cosine_lr(lr: float, epoch: int, t_max: int) -> float:

@@ -9,7 +9,7 @@ class CNN(nn.Module):
     """The reference's student (Tootouch 2021, after the Keras distillation example).
 
     There is no activation after the second convolution: with a ReLU there it is another network,
-    several points better.
+    several points better. The head's weights are in the order height, width, channel.
     """
 
     DEFAULT_WIDTH = 16

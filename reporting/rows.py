@@ -182,7 +182,8 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     """Sorted rows with `kind` (the variant without beta and teacher) and `variant`.
 
     Where several teachers taught the same cell and seed, each teacher makes its own variant;
-    with and without T² are torn together, so that each grid still finds its twin.
+    with and without T² are torn together, so that each grid still finds its twin. `by` is who
+    taught: a teacher for each seed is one variant, of which the report says so.
     """
     taught = rows.method != "none"
     kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
@@ -190,12 +191,20 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     beta = [f", β {beta:g}" if beta == beta else "" for beta in rows.beta]
     rows = rows.assign(kind=kind, variant=kind + beta, last=rows.role == "teacher")
     rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
-    several = rows.groupby([*CELL, "seed"]).teacher.transform("nunique") > 1
+    rows["by"] = teacher_names(rows)
+    several = rows.groupby([*CELL, "seed"]).by.transform("nunique") > 1
     taught = rows.method != "none"
     siblings = rows.student + "/" + rows.method + "/" + rows.beta.astype(str)
     torn = taught & siblings.isin(siblings[several & taught])
-    rows["variant"] += ("; teacher " + rows.teacher).where(torn, "")
+    rows["variant"] += ("; teacher " + rows.by).where(torn, "")
     return rows
+
+
+def teacher_names(rows: pd.DataFrame) -> pd.Series:
+    """Who taught each row: its run id, and its checkpoint where several have that run id."""
+    shas = rows.groupby("teacher").teacher_sha
+    known = rows.teacher_sha.fillna(shas.transform("first")).fillna("")
+    return rows.teacher.where(shas.transform("nunique") < 2, rows.teacher + " (" + known + ")")
 
 
 def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:

@@ -234,6 +234,13 @@ def taught_by(protocol: Protocol) -> str:
     return "; ".join(parts) or NONE
 
 
+def several_teachers(protocol: Protocol) -> str:
+    """The teachers among whom the seeds of a cell were shared out; empty where none was."""
+    taught = protocol.rows[protocol.rows.role == "distill"]
+    teachers = taught.groupby(CELL).by.unique()
+    return ", ".join(sorted({name for names in teachers if len(names) > 1 for name in names}))
+
+
 def made_with(results: Results) -> str:
     """The settings and what the runs were made on: students' and teachers' values."""
     parts = {"students": results.protocol.rows, "teachers": results.protocol.teachers}

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, Countdown, make_images, script, train_all
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import distill
@@ -17,9 +19,9 @@ import train_student
 import train_teacher
 from engine.cells import REFERENCE, Cell, Settings
 from engine.loop import train
-from engine.rows import COLUMNS, FIRST, LATER, csv_path, read_rows
+from engine.rows import COLUMNS, FIRST, LATER, csv_path, read_rows, write_rows
 from engine.trainee import draws
-from utils import LARGEST, Interrupted
+from utils import LARGEST, Interrupted, UserError
 
 FLAGS = "--dataset folder --epochs 1 --batch-size 16 --lr 0.01 --device cpu --threads 1".split()
 
@@ -62,6 +64,13 @@ def changed(**entries):
     return lambda content: content | entries
 
 
+def poisoned(content: dict, value: float) -> dict:
+    """With a weight of the head that no training leaves."""
+    state = {name: tensor.clone() for name, tensor in content["state"].items()}
+    state["head.weight"][:] = value
+    return content | {"state": state}
+
+
 STRANGERS = {
     "a path as run_id": (changed(run_id="../../ESCAPED/x"), "its run_id is '../../ESCAPED/x'"),
     "a hidden run_id": (changed(run_id=".x"), "its run_id"),
@@ -79,6 +88,11 @@ STRANGERS = {
     "weights alone": (lambda content: content["state"], "weights alone"),
     "a list": (lambda content: [1, 2], "it holds a list"),
     "keys that are no text": (changed(state={1: torch.zeros(1)}), "weights are of another"),
+    "a weight that is NaN": (lambda content: poisoned(content, float("nan")), "not finite"),
+    "logits that overflow": (
+        lambda content: poisoned(content, 3e38),
+        "s0-folder.pt are not finite",
+    ),
     "a negative width": (changed(width=-4), "weights are of another"),
 }
 
@@ -93,9 +107,9 @@ def test_a_strangers_checkpoint_is_one_line_and_writes_nothing(place, capsys, ki
     path = place / "strange.pt"
     torch.save(change(torch.load(teacher_of(place), weights_only=True)), path)
     before = files(place)
-    assert run(distill.main, place, "--teacher", path) == 2
+    assert run(distill.main, place, "--teacher", path, "--teacher-cache", place / "sheets") == 2
     assert says in one_line(capsys)
-    assert files(place) == before
+    assert [file for file in files(place) if "sheets" not in str(file)] == before
     assert not list(place.parent.glob("ESCAPED*")) and not (ROOT.parent / "ESCAPED").exists()
 
 
@@ -189,6 +203,22 @@ def test_a_csv_of_something_else_is_refused(place, capsys, columns):
     assert "has not this version's columns" in one_line(capsys)
 
 
+def test_no_row_is_written_that_could_not_be_read(place, capsys):
+    for flag in ("--seed", "--teacher-seed"):
+        assert run(distill.main, place, flag, 2**64) == 2
+        assert "below 2^63" in one_line(capsys)
+    path = csv_path(place / "out")
+    before = path.read_bytes()
+    row = pd.read_csv(path).iloc[0].to_dict()
+    for odd in ({"seed": 2**64}, {"seed": "x"}, {"role": "guru"}, {"run_id": None}):
+        with pytest.raises(UserError):
+            write_rows(place / "out", [row | {"run_id": "new"} | odd])
+    assert path.read_bytes() == before
+    assert run(train_student.main, place, "--seed", LARGEST) == 0
+    assert read_rows(path).seed.max() == LARGEST
+    assert script(summarize.main, "--out-dir", place / "out") == 0
+
+
 # ---------------------------------------------------------------- teachers from elsewhere
 
 
@@ -205,6 +235,58 @@ def test_the_report_names_a_teacher_from_elsewhere(place, tmp_path, capsys):
     told = f"**Teacher**: {teacher.stem} from elsewhere (checkpoint {row.teacher_sha}), "
     assert told + f"{100 * own:.2f} here." in out
     assert "0 teachers" not in out
+
+
+def test_the_report_says_that_seeds_had_different_teachers(place, capsys):
+    """By seed, and by checkpoint where two have one run id."""
+    for seed in (1, 2):
+        assert run(train_teacher.main, place, "--width", 4, "--seed", seed) == 0
+        assert run(distill.main, place, "--seed", seed, "--teacher-seed", seed) == 0
+    again = "--width", 4, "--seed", 1, "--lr", 0.02, "--overwrite"
+    assert run(train_teacher.main, place, *again) == 0
+    assert run(distill.main, place, "--seed", 3, "--teacher-seed", 1) == 0
+    capsys.readouterr()
+    assert script(summarize.main, "--out-dir", place / "out") == 0
+    rows = read_rows(csv_path(place / "out"))
+    shas = sorted(rows.teacher_sha[rows.teacher_seed == 1])
+    names = [f"resnet18w4-teacher-s1-folder ({sha})" for sha in shas]
+    names.append("resnet18w4-teacher-s2-folder")
+    told = f"- **Not one teacher**: seeds of one cell had different ones ({', '.join(names)}), so"
+    assert told in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what leaves the house
+
+
+def test_the_student_in_plain_pytorch_is_the_same(place):
+    """The module that docs/columns.md has, and with a plain flatten it is another."""
+    assert run(train_student.main, place) == 0
+    [path] = (place / "out" / "checkpoints").glob("cnn-s0*.pt")
+    stored = torch.load(path, weights_only=True)
+    ours = models.build("cnn", stored["width"], stored["classes"]).eval()
+    ours.load_state_dict(stored["state"])
+    code = (ROOT / "docs" / "columns.md").read_text().split("```python\n")[2].split("```")[0]
+    x = torch.randn(5, 3, 32, 32)
+    for text, same in ((code, True), (code.replace(".permute(0, 2, 3, 1)", ""), False)):
+        names = {}
+        exec(text, names)
+        theirs = names["Student"](stored["width"], stored["classes"])
+        theirs.load_state_dict(stored["state"])
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5) == same
+
+
+def test_every_run_has_the_same_columns_in_hparams(place):
+    """TensorBoard takes the columns of its table from any one run."""
+    assert run(distill.main, place, "--alone", "--control") == 0
+    assert run(distill.main, place, "--method", "at", "--beta", 7) == 0
+    found = {}
+    for folder in (place / "out" / "runs").iterdir():
+        content = EventAccumulator(str(folder)).Reload().summary_metadata
+        raw = content["_hparams_/session_start_info"].plugin_data.content
+        hparams = HParamsPluginData.FromString(raw).session_start_info.hparams
+        found[folder.name] = {name: value.WhichOneof("kind") for name, value in hparams.items()}
+    assert len(found) == 5 and len({str(sorted(kinds.items())) for kinds in found.values()}) == 1
+    assert {"alpha", "temperature", "beta", "width", "weight_decay"} <= found.popitem()[1].keys()
 
 
 # ---------------------------------------------------------------- networks that draw
