@@ -20,7 +20,7 @@
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 caller=$PWD
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
 
 QUICK='' ABLATION='' RESNET_FLAGS=''

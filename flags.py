@@ -1,7 +1,6 @@
 """Every flag of the training scripts, each defined once, and the checks on its value."""
 
 import argparse
-import math
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -24,16 +23,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: `kind`, finite, and passing `test`; `what` says what is wanted."""
+    """An argparse type: `kind`, finite and not huge, passing `test`; `what` says what is wanted."""
 
     def parse(raw: str) -> float:
         try:
             value = kind(raw)
-            fine = math.isfinite(value) and test(value)
+            fine = abs(value) <= LARGEST and test(value)
         except (ValueError, OverflowError):
             fine = False
         if not fine:
-            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}")
+            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}, or beyond 2^63")
         return value
 
     return parse
@@ -41,11 +40,19 @@ def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[st
 
 COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
 COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
-SEED = number(int, lambda v: 0 <= v <= LARGEST, "a whole number of at least 0 and below 2^63")
+WIDTH = number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
+THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
 SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+
+
+def filled(raw: str) -> str:
+    """An argparse type: a text that a variable without a value does not leave."""
+    if not raw:
+        raise argparse.ArgumentTypeError("it is empty")
+    return raw
 
 
 def parser(description: str, sweeps: bool = True) -> Parser:
@@ -85,11 +92,11 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         help="shorten a step's gradient to this norm where it is longer; 0: never")  # fmt: skip
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
-    add("--seed", type=SEED, nargs="+", default=[0],
+    add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument
     add("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
-    add("--threads", type=COUNT_OR_NONE, default=0, help="CPU threads; 0: torch's own choice")
+    add("--threads", type=THREADS, default=0, help="CPU threads; 0: torch's own choice")
     add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
     add("--eval-every", type=COUNT, default=1, metavar="N",
         help="measure after every N epochs and the last; the best is then of those")  # fmt: skip
@@ -112,7 +119,7 @@ def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
     add = p.add_argument_group("network").add_argument
     add("--model", *["--student"] * sweeps, choices=sorted(MODELS), default=default,
         help="which network")  # fmt: skip
-    add("--width", *["--student-width"] * sweeps, type=COUNT, nargs="+" if sweeps else None,
+    add("--width", *["--student-width"] * sweeps, type=WIDTH, nargs="+" if sweeps else None,
         help="channels of its first stage; unset: the network's own")  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def add_teacher(p: Parser) -> None:
     add = p.add_argument_group("teacher").add_argument
     add("--teacher", type=Path, metavar="CHECKPOINT",
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
-    add("--teacher-seed", type=SEED, metavar="SEED",
+    add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
     add("--other-classes", action="store_true",
         help="a teacher whose classes have other names or another order is meant")  # fmt: skip
@@ -139,7 +146,7 @@ def add_distillation(p: Parser) -> None:
     """The flags of distill.py: student, method and its grid."""
     add = p.add_argument_group("student").add_argument
     add("--student", choices=sorted(MODELS), default="cnn", help="which network learns")
-    add("--student-width", type=COUNT, nargs="+",
+    add("--student-width", type=WIDTH, nargs="+",
         help="channels of its first stage; unset: its own")  # fmt: skip
     add("--alone", action="store_true",
         help="also the student alone, without a teacher, in the same pass")  # fmt: skip
@@ -154,7 +161,7 @@ def add_distillation(p: Parser) -> None:
         help="softens both sides, in the methods that have one")  # fmt: skip
     add("--beta", type=NOT_NEGATIVE, nargs="+",
         help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
-    add("--teacher-cache", default="auto", metavar="auto|off|DIR",
+    add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
         help="where the teacher's answers are kept for later commands: beside its checkpoint, "
         "nowhere, or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")

@@ -10,7 +10,7 @@
 # went and can be attached to an issue. Exit status: 1 where a part failed, 2 where there is no GPU.
 set -eu
 caller=$PWD
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
 case "${1:-}" in -h | --help) head_of gpu.sh ;; esac
 trap 'exit 130' INT

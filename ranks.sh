@@ -2,6 +2,12 @@
 # $THREADS), and how a command is run on them (try, spread). $failed becomes 2 where one went wrong.
 # shellcheck shell=sh disable=SC2034,SC2086
 
+case "$RANKS" in
+0* | *[!0-9]*)
+    echo "error: RANKS=$RANKS is no number of processes" >&2
+    exit 2
+    ;;
+esac
 THREADS=''
 # Counted are the GPUs that the scripts will use: the driver may have some that torch is too new for.
 count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'

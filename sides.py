@@ -15,7 +15,7 @@ import pandas as pd
 from engine.cells import Cell
 from engine.rows import csv_path, locked
 from losses import METHODS, is_taught
-from utils import write_atomic
+from utils import UserError, brief, write_atomic
 
 BUDGET = 60  # configurations that a side tries
 KEEP = 6  # of them go on to the final
@@ -179,7 +179,10 @@ def diverged_path(out_dir: Path) -> Path:
 def diverged(out_dir: Path) -> set[str]:
     """The run ids of runs that are known to have diverged."""
     path = diverged_path(out_dir)
-    return set(path.read_text().split()) if path.exists() else set()
+    try:
+        return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({brief(error)}): move it away") from None
 
 
 def note_diverged(out_dir: Path, run_ids: set[str]) -> None:

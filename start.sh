@@ -3,6 +3,8 @@
 
 # It keeps Python from the modules beside a script.
 unset PYTHONSAFEPATH
+# Lists are split into words, and a * among them is no file.
+set -f
 
 head_of() { # a script: its first lines, which say what it does
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" | grep -v '^shellcheck'
@@ -12,3 +14,5 @@ head_of() { # a script: its first lines, which say what it does
 from_caller() { # a path: where the caller meant it to be, not below this repository; '' stays ''
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }
+
+case "${PYTHON:-}" in */*) PYTHON=$(from_caller "$PYTHON") ;; esac

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     utils.write_atomic(folder / "REPORT.md", text.encode())
     if drawn:
         utils.log_images(args.out_dir, drawn)
-    print(table)
-    print(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
+    utils.say(table)
+    utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
 
 
 def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The tests: `sh test.sh`, or `sh test.sh tests/test_engine.py -k resume` for some of them.
 set -eu
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 NEEDS="requirements.txt requirements-dev.txt"
 . ./setup.sh
 "$PYTHON" -m ruff check .

@@ -23,7 +23,7 @@ from engine.cells import OPTIMISER, Cell, run_id
 from engine.grid import run_command, settings_of, teacher_seed
 from engine.rows import csv_path, read_rows
 from reporting.rows import PROTOCOL, clean
-from utils import Diverged, UserError, is_lead, note, run_script, write_atomic
+from utils import Diverged, UserError, is_lead, note, run_script, say, write_atomic
 
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
@@ -114,8 +114,8 @@ def write_report(out_dir: Path, fresh: int | None) -> None:
         write_atomic(path.parent / f"{name}.png", png)
     text = report.render("TRIAL.md", trial_page.page(found) | {"pictures": list(drawn)})
     write_atomic(path.parent / "TRIAL.md", text.encode())
-    print(text)
-    print(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
+    say(text)
+    say(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -128,10 +128,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = group.add_argument
     add("--sides", nargs="+", choices=sides.SIDES, default=list(sides.MAIN), metavar="SIDE",
         help=f"which of {', '.join(sides.SIDES)}")  # fmt: skip
-    add("--width", type=flags.COUNT, default=16, help="channels of the student's first stage")
+    add("--width", type=flags.WIDTH, default=16, help="channels of the student's first stage")
     add("--steps", type=flags.COUNT, default=STEPS,
         help=f"length of a run, in steps; {LEAST_EPOCHS} epochs at least")  # fmt: skip
-    add("--fresh", type=flags.COUNT, metavar="N",
+    add("--fresh", type=flags.WIDTH, metavar="N",
         help=f"fresh seeds: how many measure the winners (default: {sides.FRESH}, "
         f"with more than {sides.MANY:,} images {sides.FEWER_FRESH})")  # fmt: skip
     p.set_defaults(train_size=5000, val_size=5000)

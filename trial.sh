@@ -19,7 +19,7 @@
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 caller=$PWD
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
 
 QUICK=''
@@ -58,6 +58,15 @@ everyone() { # processes, a script and its flags, after those that all scripts h
         --val-size "$VAL_SIZE" "$@"
 }
 
+for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE; do
+    case "$size" in
+    0* | *[!0-9]*)
+        echo "error: $size is no number of images" >&2
+        exit 2
+        ;;
+    esac
+done
+
 fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
 
 # What goes wrong at one place is no reason to leave the others undone; the report names them.
@@ -78,7 +87,11 @@ place() { # images, width, then the sides and, where TEACHER is empty, their tea
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
     everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
-    TEACHER=$(ls "$OUT_DIR"/checkpoints/*-teacher-s0*-val"$VAL_SIZE".pt)
+    found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt")
+    [ "$(echo "$found" | wc -l)" = 1 ] && TEACHER=$found || {
+        echo "error: several teachers in $OUT_DIR/checkpoints: name one as TEACHER" >&2
+        exit 2
+    }
 fi
 sides="alone smooth kd $METHODS"
 for size in $SIZES; do

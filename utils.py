@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from PIL import Image
@@ -42,6 +43,9 @@ class Interrupted(Exception):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main: a UserError becomes one line on stderr and exit status 2."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed by whoever began us)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever a terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
@@ -94,6 +98,14 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def say(line: str) -> None:
+    """A line on stdout. Where nobody reads on (`| head`), training goes on."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def note(line: str) -> None:
     """A line on stderr, from the lead rank alone."""
     if is_lead():
@@ -109,6 +121,7 @@ def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> No
     What stood there survives as `previous`, if that is given.
     Raises UserError if the folder cannot be written.
     """
+    path = Path(os.path.realpath(path))  # a link stays one, to the new content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +137,22 @@ def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> No
             temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path} ({error.strerror}): free it or choose --out-dir"
+        ) from None
+
+
+def acquired(lock: Path, timeout: float = -1) -> filelock.FileLock:
+    """The lock file, held by this process until its release; a timeout in seconds, -1: for ever.
+
+    Raises filelock.Timeout where another holds it on, and UserError where there can be none.
+    """
+    held = filelock.FileLock(lock, mode=0o666)  # whoever shares the folder may take it next
+    try:
+        return held.acquire(timeout).lock
+    except filelock.Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        raise UserError(
+            f"cannot lock {lock} ({brief(error)}): remove it or move elsewhere"
         ) from None
 
 
@@ -233,6 +262,7 @@ class Curves:
 
     def __init__(self, out_dir: Path, run_id: str, epochs_done: int):
         folder = out_dir / "runs" / run_id
+        check_writable(folder)
         # What an overwritten run left goes when this one is done, and stays if it fails.
         self.old = [] if epochs_done else list(folder.glob("events.out.*"))
         # What a killed try wrote of later epochs is hidden by purge_step.

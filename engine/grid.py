@@ -13,12 +13,12 @@ from engine import parallel
 from engine.cells import Cell, Settings, data_suffix, every_setting, run_id
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
-from engine.rows import best_path, csv_path, machine, read_rows
+from engine.rows import best_path, csv_path, locked, machine, read_rows
 from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from images.sources import Data, load
-from utils import Diverged, UserError, check_writable, load_checkpoint
+from utils import Diverged, UserError, check_writable, load_checkpoint, say
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -32,6 +32,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
     for name in ("results", "checkpoints", "runs"):
         check_writable(args.out_dir / name)
+    with locked(csv_path(args.out_dir)):
+        pass  # rather than after hours
     taught = any(cell.taught for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
     steps_in(len(data.train), settings)  # raises where there is none, before anything is made
@@ -41,7 +43,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
-        print(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
+        say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
     complaints, keeper = [], Keeper(args.save_seconds)
     sheet = None
     if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
@@ -119,7 +121,7 @@ def meet_teacher(
             )
         return teacher
     except UserError:
-        if needed:
+        if needed or args.teacher:
             raise
         return None
 
@@ -180,7 +182,13 @@ def pending_cells(
     pending = []
     for cell in cells:
         name = run_id(cell, settings)
+        path = args.out_dir / "checkpoints" / f"{name}.pt"
         if name not in rows.index:
+            if cell.teaches and path.exists() and not [*path.parent.glob("unfinished/*/*.state")]:
+                raise UserError(
+                    f"{path} has no row in {csv_path(args.out_dir)}: name it with --teacher, move "
+                    "it away, or --overwrite"
+                )
             pending.append(cell)
             continue
         row = rows.loc[name]
@@ -194,13 +202,12 @@ def pending_cells(
         images = ("training", row.data, data.fingerprint), ("test", row.test_data, data.measured_on)
         for what, then, now in images:
             if pd.notna(then) and then != now:  # blank: an older version did not say
-                other.append(f"{what} images {then:.0f}, now {now}")
+                other.append(f"other {what} images, of checksum {then:.0f}, now {now}")
         if other:
             raise UserError(
                 f"{name} is in {csv_path(args.out_dir)} with other settings "
                 f"({'; '.join(other)}): choose another --out-dir, or --overwrite"
             )
-        path = args.out_dir / "checkpoints" / f"{name}.pt"
         # A teacher without its checkpoint cannot teach, and best weights cannot be had otherwise.
         lost = cell.teaches and not path.exists()
         if lost or (args.keep == "best" and not best_path(path).exists()):

@@ -30,6 +30,7 @@ from utils import (
     ROOT,
     Interrupted,
     UserError,
+    acquired,
     check_writable,
     checksum,
     load_checkpoint,
@@ -270,14 +271,12 @@ def clear(group: list[Cell], run: Run) -> None:
 def claim(folder: Path) -> filelock.FileLock:
     """Hold a folder for this process until release. Raises UserError where another has it."""
     check_writable(folder)
-    lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        return acquired(folder / "lock", timeout=0)
     except filelock.Timeout:
         raise UserError(
             f"another process is training these cells ({folder}): wait for it"
         ) from None
-    return lock
 
 
 @functools.cache
@@ -313,7 +312,8 @@ def load_state(path: Path) -> dict | None:
         with contextlib.suppress(OSError):
             raw = candidate.read_bytes()
             if hashlib.sha256(raw[32:]).digest() == raw[:32]:
-                return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
+                with contextlib.suppress(Exception):  # another version of torch's
+                    return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
             print(f"{candidate} is torn; falling back to the save before it", file=sys.stderr)
     return None
 

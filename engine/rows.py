@@ -12,7 +12,6 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +24,16 @@ from engine.resume import Run, Unfinished
 from engine.teacher import plain_logits
 from engine.trainee import Trainee
 from models import parameter_count
-from utils import ROOT, UserError, brief, check_writable, save_checkpoint, write_atomic
+from utils import (
+    ROOT,
+    UserError,
+    acquired,
+    brief,
+    check_writable,
+    save_checkpoint,
+    say,
+    write_atomic,
+)
 
 ROLES = ("teacher", "student", "distill")
 FIRST = (
@@ -75,7 +83,7 @@ def leave(trainees: list[Trainee], run: Run, ddp: bool, state: Unfinished, cells
         rows = [row for theirs, _ in everyone for row in theirs]
         write_rows(run.out_dir, rows)
         for row in rows:
-            print(
+            say(
                 f"{row['run_id']}: test accuracy {row['test_acc']:.4f}, "
                 f"best {row['best_test_acc']:.4f} in epoch {row['best_epoch']}, "
                 f"{row['seconds']:.0f} s"
@@ -214,7 +222,8 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
     if not rows.role.isin(ROLES).all():
         raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
-    for name in ("seed", "alpha", "temperature", "test_acc", "best_test_acc"):
+    numbers = ("seed", "alpha", "temperature", "test_acc", "best_test_acc", "epochs", "seconds")
+    for name in (*numbers, "data", "test_data"):
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise UserError(f"{path} has something that is no number under {name}: {advice}")
     return rows
@@ -248,7 +257,7 @@ def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold `<path>.lock`, waiting for whoever has it."""
     check_writable(path.parent)
-    with filelock.FileLock(str(path) + ".lock"):
+    with acquired(Path(f"{path}.lock")):
         yield
 
 

@@ -77,10 +77,12 @@ def load_teacher(
     if names != classes and not any_names:
         raise UserError(
             f"the classes of {path} are {', '.join(map(str, names))}, in this order, and those of "
-            f"the data {', '.join(classes)}: it would teach the wrong ones; if you mean it, "
-            "--other-classes"
+            f"the data {', '.join(classes)}: it would teach the wrong ones. Train one on "
+            "these data (train_teacher.py --overwrite) or, if you mean it, --other-classes"
         )
     try:
+        with torch.device("meta"):  # a width of a stranger's may be larger than the memory
+            build(name, width, len(classes)).load_state_dict(stored["state"], assign=True)
         model = build(name, width, len(classes))
         model.load_state_dict(stored["state"])
     except Exception:  # whatever a strange width or a key that is no text leads to

@@ -34,6 +34,8 @@ def cifar10(data_dir: Path) -> tuple[Arrays, list[str]]:
         as_files = (data_dir / "train").is_dir() and not (place and place.is_dir())
     except OSError as error:
         raise UserError(f"cannot read {data_dir} ({error.strerror})") from None
+    if not data_dir.exists() and data_dir.suffix in (".gz", ".tgz", ".tar"):
+        raise UserError(f"there is no archive {data_dir}: --data-dir may also name a folder")
     if as_files:
         place, (arrays, _) = data_dir, folder(data_dir)
     else:
@@ -57,7 +59,9 @@ def is_cifar(place: Path) -> bool:
 
 
 def read_archive(archive: Path) -> Arrays:
-    """Unpacked once, then read from a cache beside it."""
+    """Unpacked once, then read from a cache beside it. Raises UserError."""
+    if not archive.is_file():
+        raise UserError(f"{archive} is no file: move it away, and CIFAR-10 is downloaded")
     status = archive.stat()
     key = f"{archive.name} {status.st_size} {status.st_mtime_ns}"
     return cached(archive.with_name(".kd-cifar10.npz"), key, lambda: read_batches(archive))
@@ -107,7 +111,10 @@ def read_batch(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
     content = PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
     pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, SIZE, SIZE)
-    return pixels.transpose(0, 2, 3, 1), np.asarray(content["labels"], np.int64)
+    labels = np.asarray(content["labels"], np.int64)
+    if labels.shape != (len(pixels),):
+        raise ValueError("as many labels as images are needed")
+    return pixels.transpose(0, 2, 3, 1), labels
 
 
 def by_content(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,14 +8,15 @@ CIFAR-10, so it does not matter who sent it.
 
 import hashlib
 import os
+import queue
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from utils import UserError, brief, note
+from utils import UserError, acquired, brief, note
 
 ARCHIVE, MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
 SIZE = 170_498_071  # bytes
@@ -43,13 +44,13 @@ def ensure_archive(root: Path) -> Path:
     archive = Path(root).absolute() / ARCHIVE
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(archive.with_name(".cifar-10.lock")):  # freed when its holder dies
+        with acquired(archive.with_name(".cifar-10.lock")):  # freed when its holder dies
             if not archive.exists():  # whoever had the turn before us did the work
                 download(archive)
     except OSError as error:
         raise UserError(
             f"cannot keep CIFAR-10 in {root} ({error}): "
-            "make it writable with 200 MB free, or choose another folder"
+            "make it writable with 360 MB free, or choose another folder"
         ) from error
     return archive
 
@@ -93,24 +94,42 @@ def fetch(url: str, part: Path) -> None:
 
 def blocks(url: str) -> Iterator[bytes]:
     """What a source sends, as it comes. Raises Left: it refuses, stalls, crawls or has no end."""
+    # In a thread, for no timeout of a socket ends a header or a chunk's length that trickles.
+    came: queue.Queue[bytes | Left] = queue.Queue(8)
+    threading.Thread(target=receive, args=(url, came), daemon=True).start()
+    taken, before, since = 0, 0, time.monotonic()
+    while True:
+        try:
+            block = came.get(timeout=STALL_SECONDS + 1)  # its own time-out, which says more, first
+        except queue.Empty:
+            raise Left("it trickles") from None
+        if isinstance(block, Left):
+            raise block
+        taken += len(block)
+        if taken > SIZE:
+            raise Left(f"it sends more than the archive's {SIZE:,} bytes")
+        if (spent := time.monotonic() - since) > STALL_SECONDS:
+            if taken - before < FLOOR * spent:
+                raise Left(f"{(taken - before) / spent:.0f} bytes a second are too few")
+            before, since = taken, time.monotonic()
+        if not block:
+            return
+        yield block
+
+
+def receive(url: str, came: "queue.Queue[bytes | Left]") -> None:
+    """Put there what a source sends, and at the end an empty block, or why there is no more."""
     import requests  # here, as most runs have the archive
     from urllib3.exceptions import HTTPError
 
     try:
         with requests.get(url, stream=True, timeout=STALL_SECONDS, headers=HEADERS) as reply:
             reply.raise_for_status()
-            taken, before, since = 0, 0, time.monotonic()
             # read1 gives what has come; read would wait for a whole block, from a slow source long.
             while block := reply.raw.read1(1 << 16):
-                taken += len(block)
-                if taken > SIZE:
-                    raise Left(f"it sends more than the archive's {SIZE:,} bytes")
-                if (spent := time.monotonic() - since) > STALL_SECONDS:
-                    if taken - before < FLOOR * spent:
-                        raise Left(f"{(taken - before) / spent:.0f} bytes a second are too few")
-                    before, since = taken, time.monotonic()
-                yield block
+                came.put(block)
+        came.put(b"")
     # requests' own errors are OSErrors; so is that of a wrong REQUESTS_CA_BUNDLE. No file is open
     # here, so none of them is the disk's.
     except (OSError, ValueError, HTTPError) as error:
-        raise Left(str(error)) from None
+        came.put(Left(str(error)))

@@ -17,16 +17,18 @@ from images.views import SIZE
 from utils import UserError, brief, note
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, 32, 32, 3], int64 [N]
+# What files with torchvision's endings may hold. Not all that Pillow knows: EPS starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 DECODER = 2  # part of a cache's key: a change of `rgb` makes older caches useless
 
 
 @dataclass
 class Tree:
-    """The images of one split; a file is its path, its size in bytes and its time of change."""
+    """The images of one split; a file is its path, and its size and times of change as text."""
 
     root: Path
     classes: list[str]
-    files: list[tuple[str, int, int]]
+    files: list[tuple[str, str]]
     labels: list[int]
 
 
@@ -37,6 +39,8 @@ def folder(data_dir: Path) -> tuple[Arrays, list[str]]:
     Raises UserError for whatever is wrong with them.
     """
     trees = {name: image_tree(data_dir / name) for name in ("train", "test")}
+    if os.path.samefile(data_dir / "train", data_dir / "test"):
+        note(f"{data_dir}: train/ and test/ are one folder, so accuracy is on the training images")
     classes = trees["train"].classes
     if trees["test"].classes != classes:
         odd = sorted(set(classes) ^ set(trees["test"].classes))
@@ -57,15 +61,17 @@ def image_tree(root: Path) -> Tree:
 
     Raises UserError: no such folder, fewer than two classes, a class without an image.
     """
+    left_out = Counter()
     try:
-        classes = [entry.name for entry in visible(root) if entry.is_dir()]
+        classes = [e.name for e in visible(root, left_out) if os.path.isdir(e.path)]
     except OSError as error:
         raise UserError(f"no image folder at {root} ({error.strerror})") from None
-    tree, left_out = Tree(root, classes, [], []), Counter()
+    tree = Tree(root, classes, [], [])
     below = {name: len(tree.files) for name in classes if read_class(tree, name, left_out)}
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
     if len(classes) < 2:
-        inside = [e.name for name in classes for e in visible(root / name) if e.is_dir()]
+        below = [entry for name in classes for entry in visible(root / name, left_out)]
+        inside = [entry.name for entry in below if os.path.isdir(entry.path)]
         raise UserError(
             f"{root} has {len(classes)} class folders ({listed(classes)}), and one class is "
             f"nothing to learn: images go into {root}/<class>/"
@@ -87,11 +93,13 @@ def listed(names: list[str], most: int = 8) -> str:
     return ", ".join([*names[:most], *["..."] * (len(names) > most)]) or "none"
 
 
-def visible(folder: str | Path) -> Iterator[os.DirEntry]:
+def visible(folder: str | Path, left_out: Counter) -> Iterator[os.DirEntry]:
     """A folder's entries by name, without what systems hide in it. Raises OSError."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.startswith((".", "@")) and entry.name != "__MACOSX":
+            if entry.name.startswith("@") and entry.name != "@eaDir":
+                left_out["with a name that begins with @"] += 1
+            elif not entry.name.startswith((".", "@")) and entry.name != "__MACOSX":
                 yield entry
 
 
@@ -107,17 +115,19 @@ def read_class(tree: Tree, name: str, left_out: Counter) -> bool:
             if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
                 continue
             seen.add((status.st_dev, status.st_ino))
-            for entry in visible(here):
+            for entry in visible(here, left_out):
                 kind = os.path.splitext(entry.name)[1].lower()
-                if entry.is_dir():
+                if os.path.isdir(entry.path):
                     ahead.append(entry.path)
-                elif not entry.is_file():
+                elif not os.path.isfile(entry.path):
                     left_out["broken link" if entry.is_symlink() else "pipe or device"] += 1
                 elif kind not in IMG_EXTENSIONS:
                     left_out[kind or "without an ending"] += 1
                 else:
-                    status = entry.stat()
-                    found.append((here, entry.path, status.st_size, status.st_mtime_ns))
+                    status = os.stat(entry.path)
+                    # Both times: one stays where a file is put in another's place, one is renewed.
+                    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+                    found.append((here, entry.path, f"{status.st_size} {times}"))
         except OSError:
             left_out["in a folder that cannot be read"] += 1
     tree.files += [file for _, *file in sorted(found)]
@@ -129,9 +139,9 @@ def tree_key(trees: dict[str, Tree]) -> str:
     """Changes whenever a file is added, removed, renamed, rewritten or put into another class."""
     digest = hashlib.sha256(f"decoder {DECODER}".encode())
     for tree in trees.values():
-        for (path, size, changed), label in zip(tree.files, tree.labels, strict=True):
+        for (path, status), label in zip(tree.files, tree.labels, strict=True):
             place = os.fsencode(os.path.relpath(path, tree.root))  # however the root is spelled
-            digest.update(place + f"\0{label}\0{size}\0{changed}\n".encode())
+            digest.update(place + f"\0{label}\0{status}\n".encode())
     return digest.hexdigest()
 
 
@@ -141,10 +151,14 @@ def tree_key(trees: dict[str, Tree]) -> str:
 def decode(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels. Raises UserError for a file that cannot be read as an image."""
     images = np.empty((len(tree.files), SIZE, SIZE, 3), np.uint8)
-    sizes = Counter()
-    for i, (path, *_) in enumerate(tqdm(tree.files, f"decoding {name}", disable=None)):
+    sizes, peaks = Counter(), []
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    for i, (path, _) in enumerate(tqdm(tree.files, f"decoding {name}", disable=None)):
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=formats) as image:
+                if image.mode.startswith("I"):
+                    peaks.append(image.getextrema()[1])
                 pixels = rgb(image)
         except Exception as error:  # Pillow's decoders raise whatever they like
             raise UserError(
@@ -158,6 +172,11 @@ def decode(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
         note(
             f"{tree.root}: {others} of {len(images)} images are not {SIZE}x{SIZE} (most of them "
             f"{width}x{height}) and were resized to that, whatever their shape"
+        )
+    if peaks and max(peaks) < 2**15:
+        note(
+            f"{tree.root}: no pixel of the {len(peaks)} images with 16 bits goes beyond "
+            f"{max(peaks)} of 65535: if that is meant to be white, save them with 8 bits"
         )
     return images, np.array(tree.labels, dtype=np.int64)
 
@@ -182,8 +201,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image).astype(float)
     low, high = pixels.min(), pixels.max()
     top = 1.0 if image.mode == "F" else 65535.0
-    # 32 bits hold 16 of them, or 8: which, is known by what is beyond 255 alone.
-    if not 0 <= low <= high <= top or (image.mode == "I" and 0 < high <= 255):
+    # They may hold 8 bits, which would all be black: that is known by what is beyond 255 alone.
+    if not 0 <= low <= high <= top or (image.mode != "F" and 0 < high <= 255):
         raise ValueError(f"mode {image.mode} with pixels from {low:g} to {high:g}: save 8 bits")
     return Image.fromarray(np.rint(pixels * (255 / top)).astype(np.uint8))
 
@@ -220,6 +239,7 @@ def write_cache(cache: Path, key: str, arrays: Arrays) -> None:
         np.savez(temporary, key=json.dumps(key), **named)
         temporary.replace(cache)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         note(f"no cache of the decoded images ({error.strerror}): {cache}")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

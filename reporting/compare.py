@@ -97,7 +97,9 @@ def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     families = [family for family in [*of_grids(cells), *of_methods(cells)] if family[2]]
     number = {pair: i for i, pair in enumerate(dict.fromkeys(p for f in families for p in f[1]))}
     # All in one call: the noise is estimated over everything that this student did.
-    found = stats.contrasts(values, list(number))
+    # Along T the cells of an alpha are nearly one network.
+    alike = [(cells.kind[column], column[1]) for column in values]
+    found = stats.contrasts(values, list(number), alike)
     parts = [pd.DataFrame(columns=TESTS)]
     for against, pairs, shown in families:
         table = found.loc[[number[pair] for pair in pairs]]

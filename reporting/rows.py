@@ -104,6 +104,8 @@ def check(rows: pd.DataFrame) -> None:
     accuracies = rows[["test_acc", "best_test_acc", "val_acc", "best_val_acc"]]
     for wrong, what in (
         (rows.seed.isna() | (rows.seed % 1 != 0) | (rows.model == ""), "no whole seed or no model"),
+        ((rows.epochs % 1 != 0) | (rows.epochs < 1), "no whole number of epochs"),
+        ((rows.seconds < 0) | (rows.seconds > 1e10), "seconds that no run took"),
         (((accuracies < 0) | (accuracies > 1)).any(axis=1), "an accuracy that is no fraction of 1"),
     ):
         if wrong.any():

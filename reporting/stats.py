@@ -4,6 +4,8 @@ Numbers in, numbers out; nothing here knows of accuracies or rows. NaN in a resu
 cannot be given (fewer than two numbers, or numbers without any spread).
 """
 
+from collections.abc import Hashable
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -11,24 +13,25 @@ from scipy import stats
 CONFIDENCE = 0.95  # of every interval
 LEVEL = 0.05  # of every test
 
-# What the other columns may count for in the variance of one difference, in degrees of freedom.
-# A grid of five alphas holds about six networks that really differ (along T the cells of an alpha
-# move together), so two seeds give the noise of all 45 cells (6 - 1)(2 - 1) = 5 degrees of
-# freedom, one of which is the pair's own. Simulated: with 10 the intervals of such a grid cover
-# 92 % at two seeds, with 4 they cover 95 %.
-PRIOR = 4
+# What the other columns may count for in the variance of one difference, in degrees of freedom: so
+# few that a student alone of twice their variance is covered (tests/simulate_intervals.py).
+PRIOR = 3
 
 
-def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
+def contrasts(
+    values: pd.DataFrame, pairs: list[tuple], alike: list[Hashable] | None = None
+) -> pd.DataFrame:
     """Paired differences between columns of `values`, by a moderated t-test.
 
     values: (seeds, columns), NaN where a run is missing. pairs: (column, other column), by label.
+    alike: a label a column; columns of one label may move together (the cells of an alpha do), so
+    they count as one network. None: each column is a network of its own.
     The result has a row a pair, in their order: n (seeds that both columns have), difference (mean
     of first - second over them), half (of its 95 % interval) and p (two-sided, not corrected).
     All but n are NaN without a common seed; half and p also with one seed, or without any spread.
 
     With s² the sample variance of a pair's n differences, d = n - 1, and s0² the variance of a
-    difference by all else in `values` (`residual`), of which d0 degrees of freedom are used:
+    difference by all else in `values` (`noise`), of which d0 degrees of freedom are used:
 
         s̃² = (d0 s0² + d s²) / (d0 + d),    t = difference / (s̃ / sqrt(n)) on d0 + d df
 
@@ -36,13 +39,10 @@ def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
     spread of the log s²; that needs independent s², and at n = 2 their sampling sd, 2.2, hides
     that of a threefold difference of variances, 0.5. So d0 is what s0² has, and PRIOR at most.
 
-    Without the bound on d0 this is exact where the columns' noise is equal and independent, and
-    with the bound conservative: it covers 97..99 %. With two columns it is the paired t-test.
-    Simulated, it also holds (93..99 %) where some columns have threefold variance and where the
-    cells of each of five rows move together. It does not hold where most columns tell nothing of
-    the pair's noise: one side noisier than all others (93 % at threefold variance, 84..89 % at
-    eightfold), neighbouring rows alike and far ones not (90..93 %, 82..89 % for the farthest), all
-    cells in one row that moves apart from the other column (91..93 %).
+    Without the bound on d0 this is exact where the networks' noise is equal and independent, and
+    with the bound conservative. With two networks, as in a grid of one alpha without controls, it
+    is the paired t-test. It does not hold where networks that count as different move together;
+    docs/evidence.md has where it does and does not.
     """
     y = values.to_numpy(dtype=float)
     y = np.where(np.isfinite(y), y, np.nan)
@@ -55,7 +55,7 @@ def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
     squares = np.where(known, differences - mean, 0) ** 2
     own, d = squares.sum(0), n - 1
 
-    total, df = residual(y)
+    total, df = noise(y, alike or list(range(y.shape[1])))
     # (first - second) / sqrt(2), less its mean over seeds, lies in the space of the residuals:
     # what is left without it is independent of it, with df - d degrees of freedom.
     rest = np.maximum(2 * total - own, 0) / np.maximum(df - d, 1)
@@ -67,6 +67,30 @@ def contrasts(values: pd.DataFrame, pairs: list[tuple]) -> pd.DataFrame:
     half = quantile(d0 + d) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, d0 + d)
     return pd.DataFrame({"n": n, "difference": mean, "half": half, "p": p})
+
+
+def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:
+    """The residual sum of squares of (seeds, networks) and its degrees of freedom.
+
+    A network is one column out of each label in `alike`, in the mean over the ways to pick them:
+    the variance between the labels' means, and of that within a label of K columns (K - 1) / K.
+    What is known of the latter counts for no degrees of freedom.
+    """
+    centred = y - column_means(y)
+    members = {label: np.array([other == label for other in alike]) for label in alike}
+    between = np.column_stack([column_means(centred[:, own].T) for own in members.values()])
+    total, df = residual(between)
+    within = 0.0
+    for own in members.values():
+        squares, known = residual(y[:, own])
+        within += squares / known * (1 - 1 / own.sum()) if known else 0.0
+    return total + df * within / len(members), df
+
+
+def column_means(y: np.ndarray) -> np.ndarray:
+    """The mean of what is known of each column; NaN where nothing is."""
+    known = np.isfinite(y)
+    return np.where(known, y, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
 
 def quantile(df: np.ndarray | int) -> np.ndarray | float:
@@ -82,6 +106,10 @@ def residual(y: np.ndarray) -> tuple[float, int]:
     averaged over columns. The column means are taken out of both sides first (Frisch and Waugh
     1933), which leaves one unknown a seed.
     """
+    if np.isfinite(y).all():  # the same, a hundred times as fast
+        left = y - y.mean(0)
+        left -= left.mean(1, keepdims=True)
+        return float((left**2).sum()), (y.shape[0] - 1) * (y.shape[1] - 1)
     seed, column = np.nonzero(np.isfinite(y))
     there = np.zeros(y.shape)
     there[seed, column] = 1

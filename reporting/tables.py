@@ -222,15 +222,19 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
 
 def taught_by(protocol: Protocol) -> str:
     """The teachers with their accuracy: the CSV's own, and those that are not in it (--teacher)."""
+    taught, known = protocol.rows[protocol.rows.role == "distill"], protocol.teachers
+    # One that was measured on other test images is as good as one from elsewhere.
+    on_these = protocol.settings["test_data"]
+    known = known[~(known.test_data.notna() & (known.test_data != on_these))]
     parts = [
         f"{model}, {several(rows.test_acc)} in its last epoch"
-        for model, rows in protocol.teachers.groupby("student")
+        for model, rows in known.groupby("student")
     ]
-    taught = protocol.rows[protocol.rows.role == "distill"]
-    away = taught[~taught.teacher.isin(protocol.teachers.run_id)]
+    away = taught[~taught.teacher.isin(known.run_id)]
     for (name, sha), rows in away.fillna({"teacher_sha": NONE}).groupby(["teacher", "teacher_sha"]):
-        known = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
-        parts.append(f"{name} from elsewhere (checkpoint {sha}){known}")
+        where = "" if name in set(protocol.teachers.run_id) else " from elsewhere"
+        grade = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
+        parts.append(f"{name}{where} (checkpoint {sha}){grade}")
     return "; ".join(parts) or NONE
 
 

@@ -173,7 +173,8 @@ def taught_by(trial: Trial) -> list[str]:
     taught = trial.rows[trial.rows.role == "distill"]
     for (teacher, sha), part in taught.groupby(["teacher", "teacher_sha"]):
         own = trial.teachers[trial.teachers.run_id == teacher]
-        grade = f", {percent(own.test_acc.iloc[0])} % on test" if len(own) else ""
+        known = pd.concat([own.test_acc, part.teacher_acc]).dropna()
+        grade = f", {percent(known.iloc[0])} % on test" if len(known) else ""
         held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"
         who = ", ".join(dict.fromkeys(part.side))

@@ -163,7 +163,9 @@ class Evil:
         return os.system, ("touch ran",)
 
 
-@pytest.mark.parametrize("kind", ["torn", "no archive", "other images", "evil", "lacking", "empty"])
+@pytest.mark.parametrize(
+    "kind", ["torn", "no archive", "other images", "evil", "lacking", "labels", "empty"]
+)
 def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place, folder = tmp_path / download.ARCHIVE, tmp_path / cifar.FOLDER
@@ -178,6 +180,9 @@ def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
         content = cifar_archive.batches(ARRAYS) if kind == "evil" else {}
         if kind == "lacking":
             content = {"data_batch_1": cifar_archive.batches(ARRAYS)["data_batch_1"]}
+        if kind == "labels":
+            content = cifar_archive.batches(ARRAYS)
+            content["test_batch"][b"labels"].pop()
         for name, what in content.items():
             (folder / name).write_bytes(
                 pickle.dumps(what | ({b"x": Evil()} if kind == "evil" else {}))
@@ -189,6 +194,12 @@ def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
     left = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
     assert before.items() <= left.items()
+
+
+def test_an_archive_that_is_not_there_is_no_new_folder(tmp_path):
+    with pytest.raises(UserError, match="there is no archive"):
+        load("cifar10", tmp_path / "copy.tar.gz", CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_views_of_channels_first_batches_are_hashed_as_images():

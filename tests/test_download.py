@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         "/stall": (GOOD[:50], len(GOOD)),
         "/short": (GOOD[:50], len(GOOD)),
         "/drip": (b"", len(GOOD)),
+        "/header": (b"", None),
         "/endless": (b"", None),
     }
 
@@ -46,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         body, length = self.replies[self.path]
         self.send_response(200)
+        if self.path == "/header":  # one that never ends
+            self.end_headers = lambda: None
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         if length:
             self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -54,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.path == "/stall":
                 over.wait(10)
-            while self.path == "/drip" and not over.wait(0.05):
+            while self.path in ("/drip", "/header") and not over.wait(0.05):
                 self.wfile.write(b"x")
             while self.path == "/endless" and not over.is_set():
                 self.server.sent += self.wfile.write(bytes(1 << 16))
@@ -104,7 +108,8 @@ def assert_whole(root):
 
 
 def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
-    paths = ["/gone", "/stall", "/other", "/short", "/drip", "/endless", "/good", "/never-asked"]
+    paths = ["/gone", "/stall", "/other", "/short", "/drip", "/header", "/endless", "/good"]
+    paths.append("/never-asked")
     # Short, but long enough for the sources that do answer to do so on a busy machine.
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     with socket.socket() as taken:  # a port that is taken but that nobody listens on
@@ -122,7 +127,7 @@ def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
     assert server.sent < 2e7  # what was taken and what sockets hold: no body without an end
     lines = capfd.readouterr().err.splitlines()
     reasons = ["", "", "", "", "refused", "404", "timed out", md5(OTHER), f"{len(GOOD) - 50} more"]
-    reasons += ["bytes a second", "more than the archive's 200,000 bytes"]
+    reasons += ["bytes a second", "it trickles", "more than the archive's 200,000 bytes"]
     for line, url, why in zip(lines, download.SOURCES[:-2], reasons, strict=True):
         assert line.startswith(f"CIFAR-10: left {url}: ")
         assert why in line

@@ -275,3 +275,52 @@ def test_a_folder_from_its_files_to_a_row(tree):
     assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr
     assert done.stderr == f"{tree}/train: left out 1 .gif\n"
     assert not (ROOT / "o").exists() and (tree / "o" / "results" / "results.csv").exists()
+
+
+def test_an_odd_link_leaves_out_itself_alone(tree, capfd):
+    ant = tree / "train" / "ant"
+    (ant / "0a.png").symlink_to("0a.png")  # to itself
+    (ant / "0b.png").symlink_to(ant / "0.png" / "below a file")
+    (ant / "0c.png").symlink_to("x" * 300)
+    (tree / "train" / "zzz").symlink_to("zzz")
+    (ant / "@home.png").touch()
+    (tree / "train" / "@class").mkdir()
+    assert sizes(tree) == (6, 6)
+    assert "left out 3 broken link, 2 with a name that begins with @" in capfd.readouterr().err
+
+
+def test_files_that_change_places_are_noticed(tree):
+    """Of one size and one time, as a tar leaves them."""
+    one, other = tree / "train" / "ant" / "1.bmp", tree / "train" / "bee" / "1.bmp"
+    for path, value in ((one, 10), (other, 200)):
+        Image.new("RGB", (32, 32), (value,) * 3).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+    before = load("folder", tree, CPU)
+    one.rename(tree / "moved")
+    other.rename(one)
+    (tree / "moved").rename(other)
+    assert load("folder", tree, CPU).fingerprint != before.fingerprint
+
+
+def test_sixteen_bits_that_hold_fewer_are_said(tree, capfd):
+    save(tree, Image.fromarray((RAMP * 4).astype(np.uint16)), ".png")
+    load("folder", tree, CPU)
+    assert "no pixel of the 1 images with 16 bits goes beyond 4092 of 65535" in (
+        capfd.readouterr().err
+    )
+    save(tree, Image.fromarray((RAMP // 5).astype(np.uint16)), ".png")
+    with pytest.raises(UserError, match="pixels from 0 to 204: save 8 bits"):
+        load("folder", tree, CPU)
+
+
+def test_postscript_is_no_image(tree):
+    (tree / "train" / "ant" / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with pytest.raises(UserError, match="0.png"):
+        load("folder", tree, CPU)
+
+
+def test_one_folder_as_train_and_test_is_said(tree, capfd):
+    shutil.rmtree(tree / "test")
+    (tree / "test").symlink_to("train")
+    load("folder", tree, CPU)
+    assert "train/ and test/ are one folder" in capfd.readouterr().err

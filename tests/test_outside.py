@@ -1,6 +1,9 @@
 """What comes from outside: checkpoints, image folders and CSVs of others, and of other days."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,6 +96,7 @@ STRANGERS = {
         lambda content: poisoned(content, 3e38),
         "s0-folder.pt are not finite",
     ),
+    "a width that no memory holds": (changed(width=10**6), "weights are of another"),
     "a negative width": (changed(width=-4), "weights are of another"),
 }
 
@@ -129,6 +133,20 @@ def test_a_teacher_of_other_classes_of_the_same_number(place, capsys):
     argv += ["--out-dir", place / "out", "--teacher", ROOT / "teachers/cifar10-resnet18w32.pt"]
     assert script(distill.main, *argv) == 2
     assert "airplane, automobile" in one_line(capsys)
+
+
+def test_a_named_teacher_is_never_ignored(place, capsys):
+    assert run(train_student.main, place, "--teacher", place / "typo.pt") == 2
+    assert "typo.pt" in one_line(capsys)
+
+
+def test_somebodys_own_teacher_is_not_written_over(place, capsys):
+    path = teacher_of(place)
+    csv_path(place / "out").unlink()
+    before = path.read_bytes()
+    assert run(train_teacher.main, place, "--width", 4) == 2
+    assert "has no row" in one_line(capsys) and path.read_bytes() == before
+    assert run(train_teacher.main, place, "--width", 4, "--overwrite") == 0
 
 
 # ---------------------------------------------------------------- images that change
@@ -206,7 +224,7 @@ def test_a_csv_of_something_else_is_refused(place, capsys, columns):
 def test_no_row_is_written_that_could_not_be_read(place, capsys):
     for flag in ("--seed", "--teacher-seed"):
         assert run(distill.main, place, flag, 2**64) == 2
-        assert "below 2^63" in one_line(capsys)
+        assert "beyond 2^63" in one_line(capsys)
     path = csv_path(place / "out")
     before = path.read_bytes()
     row = pd.read_csv(path).iloc[0].to_dict()
@@ -217,6 +235,45 @@ def test_no_row_is_written_that_could_not_be_read(place, capsys):
     assert run(train_student.main, place, "--seed", LARGEST) == 0
     assert read_rows(path).seed.max() == LARGEST
     assert script(summarize.main, "--out-dir", place / "out") == 0
+
+
+@pytest.mark.parametrize("column", ["data", "test_data", "epochs", "seconds", "seed"])
+def test_words_where_numbers_belong_are_one_line(place, capsys, column):
+    path = csv_path(place / "out")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.assign(**{column: "abc"}).to_csv(path, index=False)
+    for main in (train_student.main, summarize.main):
+        more = [] if main is summarize.main else [*FLAGS, "--data-dir", place / "images"]
+        assert script(main, *more, "--out-dir", place / "out") == 2
+        assert f"no number under {column}" in one_line(capsys)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a lock of another user's")
+def test_a_lock_that_cannot_be_had_is_said_before_training(place, capsys):
+    (place / "out" / "results" / "results.csv.lock").unlink(missing_ok=True)
+    (place / "out" / "results" / "results.csv.lock").mkdir()
+    assert run(train_student.main, place) == 2
+    assert "cannot lock" in one_line(capsys)
+    assert not list((place / "out" / "checkpoints").glob("cnn*"))
+
+
+def test_a_linked_csv_stays_a_link(place):
+    path = csv_path(place / "out")
+    path.rename(place / "shared.csv")
+    path.symlink_to(place / "shared.csv")
+    assert run(train_student.main, place) == 0
+    assert path.is_symlink() and len(read_rows(place / "shared.csv")) == 2
+
+
+def test_nobody_needs_to_read_on(place):
+    """A grid goes on where the reader of its lines has left."""
+    argv = [sys.executable, ROOT / "train_student.py", *FLAGS, "--seed", "0", "1", "2"]
+    argv += ["--data-dir", place / "images", "--out-dir", place / "out"]
+    process = subprocess.Popen(map(str, argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(100) == 0, process.stderr.read()
+    assert len(read_rows(csv_path(place / "out"))) == 4
+    process.stderr.close()
 
 
 # ---------------------------------------------------------------- teachers from elsewhere
