@@ -232,6 +232,8 @@ def cc(student_stages: Stages, teacher_stages: Stages, regressor: None = None) -
     [B, B] whatever the features' size, so there is none here.
     The paper minimises CE, kd and 0.003 times the term: beta = 0.003, so small that alpha = 0.5 is
     nearly the student alone without kd; raise it by --beta.
+    The authors' code and RepDistiller's Correlation are another loss: with d = |s - t|, row by row
+    of the embedded features, the mean over i of d_i . d_(i+1), neighbours in the batch.
     torchdistill's CCKDLoss takes the norm where the paper has its square, and leaves rows at their
     length: checked against the square of it, for rows of length 1. Raises UserError.
     """

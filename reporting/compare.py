@@ -15,7 +15,7 @@ from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, T2, Protocol, s
 
 BEST, PLAIN, KD, AMONG_METHODS = "best", "plain", "kd", " among methods"
 LEARNED = ["agreement", "teacher_kl", "ece"]
-TESTS = [*CELL, "against", "family", "n", "difference", "half", "p", "p_holm", "sign"]
+TESTS = [*CELL, "against", "family", "n", "difference", "half", "p", "p_holm", "sign", "visible"]
 Grid = tuple[str, str]  # (student, variant)
 Column = tuple[str, float, float]  # (variant, alpha, temperature) of a student
 Pair = tuple[Column, Column]
@@ -31,7 +31,7 @@ class Results:
     run_ids, teacher_sha; and whether it is the `best` of its grid on test, the one `picked` on
     validation, the `choice` that stands for the grid. `tests`, columns TESTS: `family` is how many
     p Holm's correction is over, `half` that of the 95 % interval, `sign` 1 above, -1 below and 0
-    for what does not hold.
+    for what does not hold, `visible` the smallest difference that would.
     """
 
     protocol: Protocol
@@ -104,6 +104,7 @@ def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     for against, pairs, shown in families:
         table = found.loc[[number[pair] for pair in pairs]]
         table = table.assign(p_holm=stats.holm(table.p), family=table.p.notna().sum())
+        table["visible"] = stats.visible(table)
         table = table.loc[[number[pair] for pair in shown]].assign(against=against)
         table["sign"] = np.sign(table.difference).where(table.p_holm <= stats.LEVEL, 0).astype(int)
         table[CELL[1:]] = [first for first, _ in shown]

@@ -27,7 +27,7 @@ def contrasts(
     alike: a label a column; columns of one label may move together (the cells of an alpha do), so
     they count as one network. None: each column is a network of its own.
     The result has a row a pair, in their order: n (seeds that both columns have), difference (mean
-    of first - second over them), half (of its 95 % interval) and p (two-sided, not corrected).
+    of first - second over them), half (of its 95 % interval), p (two-sided, not corrected) and df.
     All but n are NaN without a common seed; half and p also with one seed, or without any spread.
 
     With s² the sample variance of a pair's n differences, d = n - 1, and s0² the variance of a
@@ -66,7 +66,17 @@ def contrasts(
     error = np.sqrt(np.where(variance > tiny, variance, np.nan) / np.where(n, n, np.nan))
     half = quantile(d0 + d) * error
     p = 2 * stats.t.sf(np.abs(mean) / error, d0 + d)
-    return pd.DataFrame({"n": n, "difference": mean, "half": half, "p": p})
+    return pd.DataFrame({"n": n, "difference": mean, "half": half, "p": p, "df": d0 + d})
+
+
+def visible(tests: pd.DataFrame) -> pd.Series:
+    """By contrast, the smallest difference that holds where all of `tests` are one family.
+
+    That is the first step of Holm's, of which most of a family's p have to be.
+    """
+    step = LEVEL / max(tests.p.notna().sum(), 1)
+    df = tests.df.where(tests.df > 0)
+    return tests.half / quantile(df) * stats.t.isf(step / 2, df)
 
 
 def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:

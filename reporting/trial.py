@@ -13,13 +13,15 @@ import pandas as pd
 import sides
 from engine.cells import OPTIMISER, Settings, run_id
 from reporting import stats
-from reporting.rows import PROTOCOL
+from reporting.rows import NO_TEMPERATURE, PROTOCOL
 from reporting.tables import distinct
 from utils import UserError
 
 PLACE = ["images", "width"]
 OF_PLACE = ("train_size", "epochs", "t_max", *OPTIMISER)  # settings a trial varies
-RATE = 0.1  # the learning rate that an untuned comparison would have kept: the protocol's
+# What an untuned comparison would have kept, one run a side: the protocol's learning rate, and for
+# kd a form that its users write down first.
+RATE, ALPHA, TEMPERATURE = 0.1, 0.5, 4.0
 # Ends of a range beyond which there is nothing to try.
 NATURAL = {("weight_decay", 0.0), ("alpha", 1.0), ("temperature", 1.0)}
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
@@ -37,7 +39,7 @@ class Trial:
     `tests`: images, width, side, against, n, difference, half (of the 95 % interval), p, p_holm,
     sign (1 above, -1 below, 0: does not hold), over all differences of whole places.
     `searched`, by place and side: held-out gain over the student alone in the search's seed, where
-    both keep RATE (`fixed`) and where each has its best (`own`).
+    both keep RATE, and kd ALPHA and TEMPERATURE (`fixed`), and where each has its best (`own`).
     """
 
     rows: pd.DataFrame
@@ -184,7 +186,11 @@ def compare(entries: pd.DataFrame) -> pd.DataFrame:
 def searched(rows: pd.DataFrame) -> pd.DataFrame:
     """Trial.searched."""
     rows = rows[rows.seed.isin(sides.SEARCH_SEEDS)]
-    parts = {"fixed": rows[(rows.lr == RATE) & (rows.weight_decay == 0)], "own": rows}
+    usual = (rows.temperature == NO_TEMPERATURE) | (
+        (rows.alpha == ALPHA) & (rows.temperature == TEMPERATURE)
+    )
+    fixed = (rows.lr == RATE) & (rows.weight_decay == 0) & usual
+    parts = {"fixed": rows[fixed], "own": rows}
     found = {}
     for name, part in parts.items():
         best = part.groupby([*PLACE, "side"]).val_acc.max().unstack()

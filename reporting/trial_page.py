@@ -17,7 +17,17 @@ from reporting.tables import (
     span,
     with_interval,
 )
-from reporting.trial import OF_PLACE, PLACE, RATE, TUNED, Trial, borders, places_of
+from reporting.trial import (
+    ALPHA,
+    OF_PLACE,
+    PLACE,
+    RATE,
+    TEMPERATURE,
+    TUNED,
+    Trial,
+    borders,
+    places_of,
+)
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -50,6 +60,8 @@ def page(trial: Trial) -> dict:
         "fresh": span(trial.entries.asked),
         "measured": span(trial.entries.asked[trial.entries.whole]) if trial.whole else "",
         "RATE": RATE,
+        "ALPHA": ALPHA,
+        "TEMPERATURE": TEMPERATURE,
     }
 
 
@@ -90,7 +102,7 @@ def others(trial: Trial) -> str:
 
 
 def in_search(trial: Trial, place: tuple) -> str:
-    """`+1.22, +3.62`: kd's held-out gain at RATE, and with the best of each side."""
+    """`+1.22, +3.62`: kd's held-out gain untuned, and with the best of each side."""
     key = (*place, "kd")
     if key not in trial.searched.index:
         return "—"
@@ -220,9 +232,9 @@ def findings(trial: Trial) -> list[str]:
     unfair = trial.searched.loc[keys].dropna()
     if len(unfair):
         sentences.append(
-            f"On the held-out images, in the search's one seed, the best distilled student is "
-            f"{ranged(unfair.fixed)} from the student alone where both keep lr {RATE:g}, and "
-            f"{ranged(unfair.own)} where each has its own best."
+            f"On the held-out images, in the search's one seed, the distilled student is "
+            f"{ranged(unfair.fixed)} from the student alone where both keep lr {RATE:g} (and α "
+            f"{ALPHA:g}, T {TEMPERATURE:g}), and {ranged(unfair.own)} where each has its own best."
         )
     return sentences
 

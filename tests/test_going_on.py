@@ -28,7 +28,7 @@ from engine import measure
 from engine.loop import train
 from engine.rows import best_path, csv_path, read_rows
 from engine.teacher import load_teacher
-from utils import Interrupted
+from utils import Interrupted, is_lead, process_count
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_best_weights_that_are_missing_are_made(tmp_path):
 # ---------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])  # test_ranks.py has the others
 def test_every_signal_to_stop_saves_first(tmp_path, name):
     make_images(tmp_path / "images", train=20, test=10)
     argv = ["train_student.py", *"--dataset folder --epochs 100000 --batch-size 16".split()]
@@ -164,18 +164,21 @@ def test_every_signal_to_stop_saves_first(tmp_path, name):
 # ---------------------------------------------------------------- the environment
 
 
-@pytest.mark.parametrize(
-    "env",
-    [
-        {"RANK": "1"},
-        {"RANK": "1", "WORLD_SIZE": "2"},
-        {"WORLD_SIZE": ""},
-        {"RANK": "x", "WORLD_SIZE": "y", "MASTER_ADDR": "z", "MASTER_PORT": "1"},
-        {"LOCAL_RANK": "3"},
-        {"PYTHONSAFEPATH": "1"},
-    ],
-    ids=str,
-)
+WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+PARTS = [{name: value} for name, value in WHOLE.items()]
+PARTS += [WHOLE | {"WORLD_SIZE": ""}, WHOLE | {"RANK": "x"}, {"RANK": "1", "WORLD_SIZE": "2"}]
+
+
+@pytest.mark.parametrize("env", [*PARTS, WHOLE], ids=str)
+def test_all_of_torchruns_variables_make_several(env, monkeypatch):
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert (process_count(), is_lead()) == ((2, False) if env == WHOLE else (1, True))
+
+
+@pytest.mark.parametrize("env", [{"RANK": "1"}, {"PYTHONSAFEPATH": "1"}], ids=str)
 def test_what_schedulers_leave_behind(env, tmp_path):
     argv = [sys.executable, str(ROOT / "train_student.py"), "--lr", "-1"]
     env = os.environ | env
