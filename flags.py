@@ -23,16 +23,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: `kind`, finite and not huge, passing `test`; `what` says what is wanted."""
+    """An argparse type: `kind`, as large as tensors hold, passing `test`; `what` is wanted."""
 
     def parse(raw: str) -> float:
         try:
             value = kind(raw)
-            fine = abs(value) <= LARGEST and test(value)
+            fine = abs(value) <= (LARGEST if kind is int else 3e38) and test(value)
         except (ValueError, OverflowError):
             fine = False
         if not fine:
-            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}, or beyond 2^63")
+            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}, or too large")
         return value
 
     return parse
