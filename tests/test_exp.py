@@ -226,3 +226,41 @@ def test_a_stage_that_goes_wrong_ends_its_place_alone(exp, tmp_path):
     broken = ["search --train-size 100 --width 8", "final --train-size 100 --width 8"]
     assert places == [*broken, *whole] and status == 2
     assert "--report" in ran[-1] and all(f"--teacher {ROOT}/t.pt" in line for line in ran[:-1])
+
+
+# ---------------------------------------------------------------- what a person writes
+
+
+@pytest.mark.parametrize("script", ["exp.sh", "trial.sh", "gpu.sh"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_the_scripts_head(exp, script, flag):
+    status, ran, out, err = exp(0, flag, script=script)
+    assert (status, ran, err) == (0, [], "")
+    assert f"sh {script}" in out and "shellcheck" not in out and "set -eu" not in out
+
+
+@pytest.mark.parametrize(
+    ("script", "env", "says"),
+    [
+        ("exp.sh", {"RANKS": "abc"}, "RANKS=abc"),
+        ("exp.sh", {"RANKS": "-1"}, "RANKS=-1"),
+        ("trial.sh", {"SAME_TEACHER": "5k"}, "5k is no number of images"),
+        ("trial.sh", {"VAL_SIZE": "0500"}, "0500 is no number"),
+    ],
+)
+def test_a_number_that_is_none_is_one_line(exp, script, env, says):
+    status, ran, _, err = exp(0, "--quick", script=script, **env)
+    assert status == 2 and not ran
+    assert err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+def test_lists_are_words_and_never_files(exp):
+    status, ran, _, _ = exp(1, METHODS="*", RESNET_SEEDS="")
+    assert status == 0 and sum("--method *" in line for line in ran) == 1
+
+
+def test_folders_with_spaces_are_one_word_each(exp, tmp_path):
+    out, data = str(tmp_path / "my 'runs'"), str(tmp_path / "my $data *")
+    status, ran, _, _ = exp(1, OUT_DIR=out, DATA_DIR=data, TEACHER=str(tmp_path / "a t.pt"))
+    assert status == 0 and all(f"--out-dir {out}" in line for line in ran)
+    assert all(f"--data-dir {data} " in line for line in ran if "distill.py" in line)
