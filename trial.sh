@@ -88,10 +88,11 @@ if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
     everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
     found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt")
-    [ "$(echo "$found" | wc -l)" = 1 ] && TEACHER=$found || {
-        echo "error: several teachers in $OUT_DIR/checkpoints: name one as TEACHER" >&2
+    [ -n "$found" ] && [ "$(echo "$found" | wc -l)" = 1 ] || {
+        echo "error: not one teacher of seed 0 in $OUT_DIR/checkpoints: name one as TEACHER" >&2
         exit 2
     }
+    TEACHER=$found
 fi
 sides="alone smooth kd $METHODS"
 for size in $SIZES; do

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from engine.cells import OPTIMISER, Cell, Settings, run_id
+from engine.cells import OPTIMISER, REFERENCE, SHORT, Cell, Settings, run_id
 from engine.parallel import Ranks, from_lead, largest, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
@@ -164,7 +165,7 @@ class Unfinished:
                 for file in self.folder.glob("rank*.state*"):
                     file.unlink(missing_ok=True)
                 shards = []
-            shards += self.of_other_groups()
+            shards += [] if run.overwrite else self.of_other_groups()
         shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
         states: dict[str, dict] = {}
         for shard in shards:
@@ -189,7 +190,7 @@ class Unfinished:
         """
         mine, found = {run_id(cell, self.run.settings) for cell in self.group}, []
         for folder in sorted(self.folder.parent.iterdir()):
-            if folder == self.folder or self.run.overwrite:
+            if folder == self.folder:
                 continue
             with contextlib.suppress(UserError), claim(folder):  # else somebody is at it
                 shards = load_states(folder)
@@ -205,6 +206,14 @@ class Unfinished:
                     self.spent += [folder] * (theirs <= mine)
         return found
 
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """The numbers of epochs below ours that run ids in the out-dir name, the largest first."""
+        names = " ".join(path.name for path in (self.run.out_dir / "checkpoints").glob("*.pt"))
+        found = {int(e) for e in re.findall(rf"-{SHORT['epochs']}(\d+)", names)}
+        found.add(REFERENCE["epochs"])  # which a run id leaves out
+        return sorted((e for e in found if e < self.run.settings.epochs), reverse=True)
+
     def shorter_run(self, trainee: Trainee) -> dict | None:
         """The end of the longest finished run that differs in its number of epochs alone.
 
@@ -212,7 +221,7 @@ class Unfinished:
         same up to there. A teacher's run id does not say its epochs: `pending_cells` refuses.
         """
         settings, cell = self.run.settings, trainee.cell
-        for epochs in range(settings.epochs - 1, 0, -1) if not cell.teaches else ():
+        for epochs in self.lengths if not cell.teaches else ():
             name = run_id(cell, dataclasses.replace(settings, epochs=epochs))
             path = self.run.out_dir / "checkpoints" / f"{name}.pt"
             stored = {}

@@ -217,7 +217,7 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
     if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):
         odd = sorted(set(rows) - set(COLUMNS) | set(FIRST) - set(rows)) or ["their order"]
         raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
-    rows = with_later(rows, REFERENCE)
+    rows = with_later(rows)
     if rows.run_id.isna().any() or rows.run_id.duplicated().any():
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
     if not rows.role.isin(ROLES).all():
@@ -229,9 +229,9 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
     return rows
 
 
-def with_later(rows: pd.DataFrame, defaults: dict) -> pd.DataFrame:
-    """The rows with the columns that their version did not have, filled with the defaults."""
-    return rows.assign(**{n: defaults.get(n) for n in LATER if n not in rows})[COLUMNS]
+def with_later(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns that their version did not have, with the reference's values."""
+    return rows.assign(**{n: REFERENCE.get(n) for n in LATER if n not in rows})[COLUMNS]
 
 
 def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
@@ -245,7 +245,7 @@ def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
         old = read_rows(path)
         if len(old):  # as the very text they are: a number read and written again may change
             old = pd.read_csv(path, dtype=str, keep_default_na=False)
-            old = with_later(old, REFERENCE)
+            old = with_later(old)
         old = old[~old.run_id.isin(new.run_id)]
         lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
         content = (",".join(COLUMNS) + "\n" + "".join(lines)).encode()

@@ -67,18 +67,21 @@ def image_tree(root: Path) -> Tree:
     except OSError as error:
         raise UserError(f"no image folder at {root} ({error.strerror})") from None
     tree = Tree(root, classes, [], [])
-    below = {name: len(tree.files) for name in classes if read_class(tree, name, left_out)}
+    empty = [name for name in classes if not read_class(tree, name, left_out)]
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
     if len(classes) < 2:
-        below = [entry for name in classes for entry in visible(root / name, left_out)]
-        inside = [entry.name for entry in below if os.path.isdir(entry.path)]
+        inside = []
+        for name in classes:
+            with contextlib.suppress(OSError):  # one that may not be read has none to name
+                entries = visible(root / name, left_out)
+                inside += [entry.name for entry in entries if os.path.isdir(entry.path)]
         raise UserError(
             f"{root} has {len(classes)} class folders ({listed(classes)}), and one class is "
             f"nothing to learn: images go into {root}/<class>/"
             + f"; the folders one level down are {listed(inside)}"
             * bool(inside)
         )
-    if empty := [name for name in classes if name not in below]:
+    if empty:
         raise UserError(
             f"no image in the class folders {listed(empty)} of {root}"
             + f" (left out: {what})" * bool(what)
@@ -99,7 +102,7 @@ def visible(folder: str | Path, left_out: Counter) -> Iterator[os.DirEntry]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("@") and entry.name != "@eaDir":
                 left_out["with a name that begins with @"] += 1
-            elif not entry.name.startswith((".", "@")) and entry.name != "__MACOSX":
+            elif not entry.name.startswith(".") and entry.name not in ("@eaDir", "__MACOSX"):
                 yield entry
 
 
