@@ -197,7 +197,7 @@ def time_pass(
     """
     data, device, images = run.data, run.device, len(run.data.train)
     own = group[job.rank :: job.ranks]
-    steps = Steps([Trainee(c, run.settings, len(data.classes), device) for c in own], run, False)
+    steps = Steps([Trainee(c, run.settings, len(data.classes), device) for c in own], run)
     drawn = functools.partial(epoch_views, group[0].seed, 0, images, device)
     if run.sheet:
         run.sheet.write(drawn().numbers(images).cpu(), torch.randn(images, len(data.classes)))

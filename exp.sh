@@ -113,7 +113,7 @@ resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in 
 
 if [ -z "$TEACHER" ]; then
     part "teacher"
-    everyone "$((GPUS > 1 ? GPUS : 1))" train_teacher.py $FLAGS $TEACHER_FLAGS
+    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
 
 # What the grid is measured against, in the first grid's pass: no teacher, and for each alpha no

@@ -1,7 +1,7 @@
 """Train a teacher: ResNet-18 on CIFAR-10 by default. Its checkpoint is what distill.py learns from.
 
 python train_teacher.py
-torchrun --nproc-per-node 4 train_teacher.py      # the batch split over four GPUs
+python train_teacher.py --width 32 --seed 0 1 2
 """
 
 import sys

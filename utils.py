@@ -115,10 +115,9 @@ def note(line: str) -> None:
 # ---------------------------------------------------------------- whole files
 
 
-def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, not a torn one.
 
-    What stood there survives as `previous`, if that is given.
     Raises UserError if the folder cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link stays one, to the new content
@@ -129,8 +128,6 @@ def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> No
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous and path.exists():
-            path.replace(previous)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from images.sources import Data, load
-from utils import Diverged, UserError, check_writable, load_checkpoint, say
+from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -44,6 +44,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
+    if ranks.lead and pending and ranks.world > max(map(len, grouped(pending))):
+        note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
     complaints, keeper = [], Keeper(args.save_seconds)
     sheet = None
     if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":

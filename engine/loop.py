@@ -14,7 +14,7 @@ import math
 
 from engine import measure
 from engine.cells import Cell, label
-from engine.parallel import from_lead, share
+from engine.parallel import share
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
 from engine.rows import best_epoch, leave, on_cpu
@@ -32,16 +32,15 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     UserError where another process is at it or an unfinished run of other settings is in the way.
     """
     ranks, settings, images = run.ranks, run.settings, run.data.train
-    # A single large network is split by images (DDP); the cells of a grid are dealt out.
-    ddp = ranks.world > 1 and len(pending) == 1 and pending[0].teaches
-    mine = pending if ddp else pending[ranks.rank :: ranks.world]
+    mine = pending[ranks.rank :: ranks.world]
     trainees = [Trainee(cell, settings, len(run.data.classes), run.device) for cell in mine]
-    state = Unfinished(group, trainees, run, ddp)
+    state = Unfinished(group, trainees, run)
     with state.claimed():
         introduce(trainees, run)
         state.restore()
-        steps = Steps(trainees, run, ddp)
-        show_curves(trainees, run, ddp)
+        steps = Steps(trainees, run)
+        for trainee in trainees:
+            trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
         asks = any(share(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
@@ -63,12 +62,12 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
                 steps.take(step)
                 progress.step()
                 state.save_if_due()
-            record(here, epoch, steps, run, ddp, progress)
+            record(here, epoch, steps, run, progress)
             state.save_if_due()
             if not any(share(ranks, any(not t.diverged for t in trainees))):
                 break
         progress.close()
-        complaints = leave(trainees, run, ddp, state, len(pending))
+        complaints = leave(trainees, run, state, len(pending))
         if ranks.lead:
             state.finished()
         return complaints
@@ -87,24 +86,13 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
             trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
 
 
-def show_curves(trainees: list[Trainee], run: Run, ddp: bool) -> None:
-    """Open the TensorBoard files of this rank's cells; a network that ranks share has one."""
-    if run.ranks.lead or not ddp:
-        for trainee in trainees:
-            trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
-
-
-def record(
-    here: list[Trainee], epoch: int, steps: Steps, run: Run, ddp: bool, progress: Progress
-) -> None:
+def record(here: list[Trainee], epoch: int, steps: Steps, run: Run, progress: Progress) -> None:
     """Measure the cells that have just finished the epoch, and write it down."""
     sound = [t for t in here if not t.diverged]
     measured: list[dict[str, float]] = [{} for _ in sound]
     due = (epoch + 1) % run.eval_every == 0 or epoch + 1 == run.settings.epochs
-    if due and sound and (run.ranks.lead or not ddp):
+    if due and sound:
         measured = measure.record(steps.predictor(sound), run.data)
-    if ddp:
-        measured = from_lead(run.ranks, measured)
     for trainee, found in zip(sound, measured, strict=True):
         loss, hard, soft, correct, images = trainee.sums.tolist()
         found |= {"loss": loss / images, "hard": hard / images, "soft": soft / images}
@@ -114,7 +102,7 @@ def record(
             trainee.best = on_cpu(trainee.model.state_dict())
         if not all(map(math.isfinite, found.values())):
             trainee.diverged = epoch + 1
-        elif trainee.curves:
+        else:
             trainee.curves.write(epoch + 1, found)
     for trainee in here:
         trainee.epoch, trainee.step = epoch + 1, 0

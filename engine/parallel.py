@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from utils import OwnError, UserError, brief, note, process_count
 
@@ -112,21 +111,6 @@ def share(ranks: Ranks, item: Any) -> list[Any]:
     items = [None] * ranks.world
     dist.all_gather_object(items, item)
     return items
-
-
-def total(part: Tensor) -> Tensor:
-    """The sum of everyone's `part`, at everyone's."""
-    dist.all_reduce(part)
-    return part
-
-
-def largest(ranks: Ranks, number: int, device: torch.device) -> int:
-    """The largest of everyone's numbers, at everyone's."""
-    if not dist.is_initialized():
-        return number
-    found = torch.tensor(number, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
 
 
 def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:

@@ -12,7 +12,6 @@ import io
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import filelock
 import torch
 
 from engine.cells import OPTIMISER, REFERENCE, SHORT, Cell, Settings, run_id
-from engine.parallel import Ranks, from_lead, largest, lead_first
+from engine.parallel import Ranks, from_lead, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
@@ -39,10 +38,6 @@ from utils import (
     remove_tree,
     write_atomic,
 )
-
-# Under DDP the ranks agree on signals at one in so many chances to save. It takes an all-reduce and
-# has the host wait for the GPU: too much for every step.
-AGREE_EVERY = 20
 
 
 class Keeper:
@@ -100,16 +95,14 @@ class Unfinished:
     """The saved state of a group's cells (one seed, one network), and its clock.
 
     `group` names the folder: all cells of the command, pending or not, since a kill may come after
-    some rows were written. `trainees` are this rank's; `ddp` where all ranks train the same
-    one (DDP).
+    some rows were written. `trainees` are this rank's.
     """
 
-    def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run, ddp: bool):
+    def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run):
         self.folder = folder_of(group, run)
-        self.trainees, self.run, self.ddp = trainees, run, ddp
+        self.trainees, self.run = trainees, run
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
-        self.chances = 0
         self.spent: list[Path] = []  # folders of other groups, all of whose cells we have taken up
 
     def elapsed(self) -> float:
@@ -124,8 +117,8 @@ class Unfinished:
             yield
         except RuntimeError:
             # Another rank has left at a signal, which this one could not see while it waited for
-            # it. That happens between steps, so this rank's state is whole. (DDP's ranks agree.)
-            if self.run.keeper.signal and not self.ddp:
+            # it. That happens between steps, so this rank's state is whole.
+            if self.run.keeper.signal:
                 self.save_if_due()
             raise
         finally:
@@ -135,23 +128,14 @@ class Unfinished:
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
         run, keeper, told = self.run, self.run.keeper, self.run.keeper.signal
-        if self.ddp:
-            self.chances += 1
-            if self.chances % AGREE_EVERY:
-                return
-            # All leave at the same step, or one would wait for the others. A signal that comes
-            # while they agree is for the next time; where there is none, the run finishes.
-            told = largest(run.ranks, told, run.device)
-        if not keeper.due(told):
-            return
-        if run.ranks.lead or not self.ddp:
+        if keeper.due(told):
             content = {
                 "basis": self.basis(),
                 "cells": {t.run_id: t.state() for t in self.trainees},
                 "seconds": self.elapsed(),
             }
             save_state(self.folder / f"rank{run.ranks.rank}.state", content)
-        keeper.saved(told)
+            keeper.saved(told)
 
     def restore(self) -> None:
         """Take up what an earlier try saved, on however many ranks.
@@ -249,7 +233,6 @@ class Unfinished:
             "device": run.device.type,
             # On a GPU they have no part in the numbers, and a node with other cores may go on.
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
-            "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
             **asdict(run.settings),
             # A student's run id says its own settings, a teacher's does not.
@@ -303,31 +286,23 @@ def code_checksum() -> int:
 
 
 def save_state(path: Path, content: dict) -> None:
-    """Save an unfinished run: a SHA-256, then the torch file; the save before it is kept."""
+    """Save an unfinished run: a SHA-256, then the torch file."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     raw = buffer.getvalue()
-    write_atomic(path, hashlib.sha256(raw).digest() + raw, previous(path))
-
-
-def previous(path: Path) -> Path:
-    """Where the save before the last one is."""
-    return path.with_name(path.name + ".previous")
+    write_atomic(path, hashlib.sha256(raw).digest() + raw)
 
 
 def load_state(path: Path) -> dict | None:
-    """The newest whole save of an unfinished run, or None: a torn one falls back to the last."""
-    for candidate in (path, previous(path)):
-        with contextlib.suppress(OSError):
-            raw = candidate.read_bytes()
-            if hashlib.sha256(raw[32:]).digest() == raw[:32]:
-                with contextlib.suppress(Exception):  # another version of torch's
-                    return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
-            print(f"{candidate} is torn; falling back to the save before it", file=sys.stderr)
+    """A save of an unfinished run; None, with a line, where a disk has damaged it."""
+    with contextlib.suppress(Exception):  # it cannot be read, or is another version of torch's
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+            return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
+    note(f"{path} is damaged: what it held starts afresh")
     return None
 
 
 def load_states(folder: Path) -> list[dict]:
-    """The newest whole save of every rank that left one."""
-    names = {file.name.removesuffix(".previous") for file in folder.glob("rank*.state*")}
-    return [state for name in sorted(names) if (state := load_state(folder / name))]
+    """The whole saves of the ranks that left one."""
+    return [state for file in sorted(folder.glob("rank*.state")) if (state := load_state(file))]

@@ -56,28 +56,26 @@ COLUMNS = FIRST + LATER
 # ---------------------------------------------------------------- from a network to its row
 
 
-def leave(trainees: list[Trainee], run: Run, ddp: bool, state: Unfinished, cells: int) -> list[str]:
+def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> list[str]:
     """Write checkpoints, then rows. Returns a line for each cell that diverged, of all ranks."""
-    rows, complaints = [], []
-    if run.ranks.lead or not ddp:
-        sound = [t for t in trainees if not t.diverged]
-        rows = rows_of(sound, run, state.elapsed(), cells)
-        for trainee, row in zip(sound, rows, strict=True):
-            path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
-            content = checkpoint_of(trainee, run, state.basis())
-            save_checkpoint(path, content)
-            if run.keep_best:
-                best = {"state": trainee.best, "epoch": best_epoch(trainee.history) + 1}
-                save_checkpoint(best_path(path), content | best | {"progress": None})
-            trainee.curves.close(row)
-        rest = len(run.data.train) % run.settings.batch_size
-        small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
-        hint = f" (an epoch's last step is on {rest} images and as long: --last-batch weigh?)"
-        complaints = [
-            f"{label(t.cell)}: the loss became non-finite in epoch {t.diverged}" + hint * small
-            for t in trainees
-            if t.diverged
-        ]
+    sound, basis = [t for t in trainees if not t.diverged], state.basis()
+    rows = rows_of(sound, run, state.elapsed(), cells)
+    for trainee, row in zip(sound, rows, strict=True):
+        path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
+        content = checkpoint_of(trainee, run, basis)
+        save_checkpoint(path, content)
+        if run.keep_best:
+            best = {"state": trainee.best, "epoch": best_epoch(trainee.history) + 1}
+            save_checkpoint(best_path(path), content | best | {"progress": None})
+        trainee.curves.close(row)
+    rest = len(run.data.train) % run.settings.batch_size
+    small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
+    hint = f" (an epoch's last step is on {rest} images and as long: --last-batch weigh?)"
+    complaints = [
+        f"{label(t.cell)}: the loss became non-finite in epoch {t.diverged}" + hint * small
+        for t in trainees
+        if t.diverged
+    ]
     everyone = share(run.ranks, (rows, complaints))
     if run.ranks.lead:
         rows = [row for theirs, _ in everyone for row in theirs]

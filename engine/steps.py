@@ -12,14 +12,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import SyncBatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from engine import measure
 from engine.cells import Settings
 from engine.fused import FusedStep, can_fuse
 from engine.graph import cuda_graph, reason, record
-from engine.parallel import total
 from engine.resume import Run
 from engine.trainee import Batch, Trainee, student_step
 from images.views import Views, gather, normalise
@@ -87,19 +84,16 @@ def steps_in(images: int, settings: Settings) -> int:
 class Steps:
     """The steps of a pass over the trainees of this rank."""
 
-    def __init__(self, trainees: list[Trainee], run: Run, ddp: bool):
-        self.trainees, self.run, self.ddp = trainees, run, ddp
+    def __init__(self, trainees: list[Trainee], run: Run):
+        self.trainees, self.run = trainees, run
         self.images, self.size = run.data.train, run.settings.batch_size
         self.count = steps_in(len(self.images), run.settings)
         self.taught_stages = any(t.learns_from_stages for t in trainees)
         self.epoch, self.views, self.logits = 0, None, None
-        if ddp:
-            for trainee in trainees:
-                trainee.forward, trainee.total = data_parallel(trainee.model, run.device), total
         self.teams = teams(trainees, run.device, run.settings.amp)
-        # DDP talks to other processes, and a teacher's activations are too large to keep a copy of.
-        # And a step that draws random numbers seeds them, which a recording cannot.
-        recordable = not ddp and not self.taught_stages and not any(t.draws for t in trainees)
+        # A teacher's activations are too large to keep a copy of. And a step that draws random
+        # numbers seeds them, which a recording cannot.
+        recordable = not self.taught_stages and not any(t.draws for t in trainees)
         self.capture = CAPTURE.get(run.device.type) if recordable else None
         if self.capture and self.count * run.settings.epochs >= COMPILE_FROM:
             for team in self.teams:
@@ -169,13 +163,6 @@ class Steps:
         run, views = self.run, self.views[part]
         logits = self.logits[part] if self.logits is not None else None
         weight = len(views) / self.size if run.settings.last_batch == "weigh" else 1.0
-        if self.ddp:
-            rank, world, whole = run.ranks.rank, run.ranks.world, len(views)
-            own = views[slice(rank, None, world)]
-            # A last batch with fewer images than ranks: DDP needs every rank, so it takes an image
-            # along that counts for nothing.
-            weight *= len(own) * world / whole
-            views = own if len(own) else views[:1]
         pixels, stages = gather(self.images, views), None
         if self.taught_stages:
             _, stages = run.teacher(pixels, stages=True)
@@ -186,10 +173,3 @@ class Steps:
         """What some of the trainees say of images, in the order that they have in the pass."""
         which = set(chosen)
         return lambda x: [logits for team in self.teams for logits in team.predict(x, which)]
-
-
-def data_parallel(model: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The model as DDP's; on GPUs its batch norms see the whole batch, however many ranks."""
-    if device.type == "cuda":
-        model = SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Batch:
     labels: Tensor  # int64 [B]
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
-    weight: float = 1.0  # of its loss: a small last batch's, or a rank's part in DDP's mean
+    weight: float = 1.0  # of its loss, for a small last batch
 
 
 def initial_model(cell: Cell, classes: int) -> nn.Module:
@@ -66,9 +66,6 @@ class Trainee:
         self.method = METHODS[cell.method] if cell.method != "none" else None
         self.model = initial_model(cell, classes)
         self.model.to(device, memory_format=torch.channels_last)
-        # Under DDP the engine wraps the one and sums the other over the ranks.
-        self.forward: nn.Module = self.model
-        self.total: Callable[[Tensor], Tensor] = lambda part: part
         self.regressor: nn.Module | None = None
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
         on_gpu = device.type == "cuda"
@@ -185,15 +182,15 @@ def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
 
 def student_step(trainee: Trainee, batch: Batch) -> None:
     """One SGD step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
-    trainee.forward.train()
+    trainee.model.train()
     if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
         purpose = f"dropout in step {trainee.step}"
         torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
     with autocast(trainee.model, batch.x.device, trainee.amp):
         if trainee.learns_from_stages:
-            logits, stages = trainee.forward(batch.x, stages=True)
+            logits, stages = trainee.model(batch.x, stages=True)
         else:
-            logits = trainee.forward(batch.x)
+            logits = trainee.model(batch.x)
     logits = at_least_float32(logits)
     hard = hard_loss(logits, batch.labels)
     if trainee.learns_from_stages:
@@ -213,8 +210,7 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     with torch.no_grad():
         correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()
         means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
-        counted = len(batch.labels) if batch.weight else 0
-        trainee.sums += trainee.total(means.to(trainee.sums.dtype) * counted)
+        trainee.sums += means.to(trainee.sums.dtype) * len(batch.labels)
 
 
 def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def new_run(settings: Settings) -> Run:
 
 def started(cells: list[Cell], settings: Settings) -> Steps:
     """A pass at the beginning of its first epoch."""
-    pass_ = Steps([Trainee(c, settings, 10, DEVICE) for c in cells], new_run(settings), ddp=False)
+    pass_ = Steps([Trainee(c, settings, 10, DEVICE) for c in cells], new_run(settings))
     begin(pass_, 0)
     return pass_
 
@@ -327,7 +327,7 @@ def test_46_cells_take_less_than_4_gb():
     splits = there(random_split(300, 4)), there(random_split(500, 5))
     run.data = replace(run.data, train=splits[0], test=splits[1])
     trainees = [Trainee(cell, run.settings, 10, DEVICE) for cell in reference_cells()]
-    pass_ = Steps(trainees, run, ddp=False)
+    pass_ = Steps(trainees, run)
     pass_.begin(0, epoch_views(0, 0, 300, DEVICE), torch.zeros(300, 10, device=DEVICE))
     for step in range(pass_.count):
         pass_.take(step)
@@ -352,10 +352,8 @@ import sys
 sys.path[:0] = {path}
 import torch
 import torch.distributed as dist
-from test_cuda import DEVICE, RESNET, TINY, random_batch
-from engine.parallel import Ranks, from_lead, largest, share, total
-from engine.steps import data_parallel
-from engine.trainee import Trainee, student_step
+from test_cuda import DEVICE
+from engine.parallel import Ranks, from_lead, share
 
 torch.cuda.set_device(DEVICE)
 dist.init_process_group("nccl", init_method="file://{file}", rank=0, world_size=1)
@@ -363,22 +361,12 @@ item = {{"rows": [1, 2.5, None, "a"], "logits": torch.arange(6.0).view(2, 3)}}
 for back in (*share(Ranks(), item), from_lead(Ranks(), item)):
     assert back is not item and back["rows"] == item["rows"]
     assert back["logits"].device.type == "cpu" and torch.equal(back["logits"], item["logits"])
-assert largest(Ranks(), 15, DEVICE) == 15
-trainee = Trainee(RESNET[0], TINY, 10, DEVICE)
-names = list(trainee.model.state_dict())
-trainee.forward, trainee.total = data_parallel(trainee.model, DEVICE), total
-for step in range(3):
-    student_step(trainee, random_batch(32, step))
-assert trainee.sums[4] == 96 and trainee.sums.isfinite().all()
-assert list(trainee.model.state_dict()) == names
-assert trainee.model.eval()(random_batch(5, 0).x).isfinite().all()
-Trainee(RESNET[0], TINY, 10, DEVICE).load(trainee.state())
 dist.destroy_process_group()
 """
 
 
-def test_ranks_talk_and_train_over_nccl(tmp_path):
-    """One rank alone, as a GPU is no two ranks': objects, sums, and DDP with its batch norms."""
+def test_ranks_talk_over_nccl(tmp_path):
+    """One rank alone, as a GPU is no two ranks'."""
     path = [str(ROOT), str(ROOT / "tests")]
     done = command("-c", NCCL.format(path=path, file=tmp_path / "rendezvous"))
     assert done.returncode == 0, done.stderr

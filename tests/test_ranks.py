@@ -13,11 +13,8 @@ from conftest import ROOT, command, make_images, script, weights
 
 import distill
 import train_teacher
-from engine import resume
 from engine.parallel import prepare
-from engine.resume import AGREE_EVERY, Unfinished, load_state
 from engine.rows import csv_path, read_rows
-from utils import Interrupted
 
 COMMON = ["--dataset", "folder", "--batch-size", "50", "--device", "cpu", "--threads", "1"]
 COMMON += ["--epochs", "2", "--lr", "0.01"]
@@ -67,78 +64,16 @@ def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
     assert weights(tmp_path / "1") == weights(tmp_path / "2")
 
 
-def test_a_data_parallel_teacher_takes_the_whole_batch(flags, tmp_path):
-    """The student as a 'teacher' has no batch-norm, so two ranks must take the very same steps."""
-    # The 260 images make batches of 259 and 1: not to be halved, and one that leaves a rank empty.
-    argv = [*flags, "--model", "cnn", "--width", 4, "--batch-size", 259]
-    assert script(train_teacher.main, *argv, "--out-dir", tmp_path / "1") == 0
-    torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "2")
-    one, two = (read_rows(csv_path(tmp_path / ranks)) for ranks in "12")
-    assert two.ranks[0] == 2 and two.run_id[0] == one.run_id[0]
-    for figure in ("test_loss", "train_acc"):
-        assert two[figure][0] == pytest.approx(one[figure][0], abs=1e-5)
-
-
-STOPPED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import train_teacher, utils
-from engine import steps as taking
-
-step, steps = taking.student_step, []
-
-def stopping(*args):
-    step(*args)
-    steps.append(None)
-    if os.environ["RANK"] == "1" and len(steps) == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-taking.student_step = stopping
-utils.run_script(train_teacher.main)
-"""
-
-
-@pytest.mark.parametrize("epochs", [2, 6])
-def test_data_parallel_ranks_leave_together_when_one_is_told_to(flags, tmp_path, epochs):
-    """Otherwise one would wait in its step for one that has left, and nobody would have saved.
-
-    An epoch has six steps and a record, each a chance to save; the ranks agree at the 20th. So the
-    run of two epochs ends before they can, and that of six leaves in the third.
-    """
-    argv = [*flags, "--model", "cnn", "--width", 4, "--save-seconds", 1000, "--epochs", epochs]
-    torchrun(2, "train_teacher.py", *argv, "--out-dir", tmp_path / "whole")
-    argv += ["--out-dir", tmp_path / "out"]
-    stopped = tmp_path / "stopped.py"
-    stopped.write_text(STOPPED.format(root=str(ROOT)))
-    done = command(*TORCHRUN, 2, stopped, *argv)
-    if epochs == 2:
-        assert done.returncode == 0, done.stderr
-        assert not list(tmp_path.glob("out/checkpoints/unfinished/*"))
-    else:
-        assert done.returncode != 0
-        [folder] = tmp_path.glob("out/checkpoints/unfinished/*")
-        [state] = load_state(folder / "rank0.state")["cells"].values()
-        assert (state["epoch"], state["step"]) == (2, 6)
-        torchrun(2, "train_teacher.py", *argv)
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-
-
-def test_a_signal_while_ranks_agree_is_for_the_next_time(make_run, monkeypatch):
-    """It must neither be lost nor have this rank leave alone, which the others know nothing of."""
-    run = make_run("out", seconds=0)
-    state, calls = Unfinished([], [], run, ddp=True), []
-
-    def agreeing(ranks, number, device):
-        calls.append(number)
-        run.keeper.signal = signal.SIGTERM
-        return number
-
-    monkeypatch.setattr(resume, "largest", agreeing)
-    for _ in range(2 * AGREE_EVERY - 1):
-        state.save_if_due()
-    with pytest.raises(Interrupted) as stop:
-        state.save_if_due()
-    assert calls == [0, signal.SIGTERM] and stop.value.status == 128 + signal.SIGTERM
+def test_ranks_deal_teachers_out(flags, tmp_path):
+    """A seed a pass of one network: the bits of one process, and a line for the idle rank."""
+    argv = [*flags, "--width", 4, "--epochs", 1, "--train-size", 100]
+    for seed in (0, 1):
+        assert script(train_teacher.main, *argv, "--seed", seed, "--out-dir", tmp_path / "1") == 0
+    words = ["train_teacher.py", *argv, "--seed", 0, 1, "--out-dir", tmp_path / "3"]
+    done = command(*TORCHRUN, 2, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("a network is trained by one process: some of the 2") == 1
+    assert weights(tmp_path / "3") == weights(tmp_path / "1") and len(weights(tmp_path / "1")) == 2
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):

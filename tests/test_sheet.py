@@ -126,7 +126,7 @@ def test_another_teacher_or_way_has_another_sheet(
     open_tiny(replace(tiny_teacher, sha="f" * 12))
     open_tiny(replace(tiny_teacher, amp=True))
     open_sheet(tmp_path, tiny_teacher, tiny_data, "another machine")
-    monkeypatch.setattr(sheet_module, "CODE", [])
+    monkeypatch.setattr(sheet_module, "FORM", 0)
     open_tiny(tiny_teacher)
     assert len(list(tmp_path.glob("*.sheet"))) == 5
 

@@ -262,7 +262,7 @@ def test_a_recorded_step_asks_for_no_value_and_takes_no_tensor_from_the_host(
     run = make_run("out", settings, device=device)
     train = run.data.train
     run.data = replace(run.data, train=Split(train.padded.to(device), train.labels.to(device)))
-    pass_ = Steps([Trainee(cell, settings, 10, device) for cell in cells], run, ddp=False)
+    pass_ = Steps([Trainee(cell, settings, 10, device) for cell in cells], run)
     pass_.begin(0, epoch_views(0, 0, 100, device), torch.zeros(100, 10, device=device))
     pass_._whole_batch()  # the warm-up, in which constants come to be
     with Watch():
@@ -292,7 +292,7 @@ def test_a_step_leaves_no_graph_of_gradients(make_run, monkeypatch, what):
     """One that lived on would belong to the stream of its step, and spoil the recording of one."""
     monkeypatch.setattr(steps, "FUSES", {"cpu"})
     trainees = [Trainee(cell, TINY, 10, CPU) for cell in RECORDED[what]]
-    pass_ = Steps(trainees, make_run(), ddp=False)
+    pass_ = Steps(trainees, make_run())
     pass_.begin(0, epoch_views(0, 0, 100, CPU), torch.zeros(100, 10))
     leaves = [p for t in trainees for p in t.model.parameters()]
     leaves += [p for team in pass_.teams for p in getattr(team, "stacks", {}).values()]
@@ -329,7 +329,7 @@ def test_the_last_batch(make_run, last_batch, count):
     settings = replace(TINY, last_batch=last_batch)
     run = make_run("out", settings)
     trainee = Trainee(GRID[0], settings, 10, CPU)
-    pass_ = Steps([trainee], run, ddp=False)
+    pass_ = Steps([trainee], run)
     assert pass_.count == count
     views = epoch_views(0, 0, 100, CPU)
     pass_.begin(0, views, run.teacher(gather(run.data.train, views)))
@@ -347,7 +347,7 @@ def test_a_weighed_last_batch_steps_as_far_as_its_share(make_run):
         settings = replace(TINY, last_batch=last_batch, epochs=1)
         trainee = Trainee(replace(GRID[0], lr=1e-4), settings, 10, CPU)
         first = trainee.model.head.bias.detach().clone()
-        pass_ = Steps([trainee], make_run("out", settings), ddp=False)
+        pass_ = Steps([trainee], make_run("out", settings))
         views = epoch_views(0, 0, 100, CPU)
         pass_.begin(0, views, torch.zeros(100, 10))
         for step in range(pass_.count):
