@@ -4,7 +4,7 @@
     python bench.py --dataset cifar10 --data-dir D --ranks 2       # the images of a folder
 
 Random networks of the reference's size: what they say does not matter for their speed. Writes
-results/bench.md and results/bench.png below --out-dir.
+results/bench.md below --out-dir.
 """
 
 import argparse
@@ -357,14 +357,12 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.ranks} rank(s), teacher in {'bfloat16' if amp else 'float32'}.\n\n"
         f"{cost.HEADER}\n" + "\n".join(rows) + "\n\n" + cost.foot(engine[-1], device.type == "cuda")
     )
-    grid_line = next((line for line in engine if line["cells"] == GRID), None)
     if args.estimate:
+        grid_line = next(line for line in engine if line["cells"] == GRID)
         told = cost.estimate_text(grid_line, lines[-1])
         print(f"\n{told}")
         text += f"\n{told}"
     write_atomic(folder / "bench.md", text.encode())
-    if grid_line:
-        write_atomic(folder / "bench.png", cost.picture(lines[0]["cell"], grid_line))
     print(f"written: {folder / 'bench.md'}")
 
 

@@ -1,13 +1,9 @@
-"""What bench.py has measured, told: a line of its table, the picture, what `sh exp.sh` will take.
+"""What bench.py has measured, told: a line of its table, what `sh exp.sh` will take.
 
 A line is seconds of a step by what they are spent on: `teacher` and `view` serve all `cells`,
 `students` is all of theirs, `cell` is one's part of it all and `again` its part where the sheet is
 full; `ask` is a batch asked from the first image to the last, `test` one network on the test set.
 """
-
-import io
-
-import numpy as np
 
 from images.views import VIEWS
 
@@ -73,30 +69,16 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
     students = grid["students"] * cells / GRID
     tests = grid["test"] * cells / grid["ranks"]
     answered = f"{asked(SEEDS):.1f} epochs' worth of new views"
+    train, again = resnet["view"] + resnet["students"], grid["view"] + resnet["students"]
+    together = f"{SEEDS} x {EPOCHS} epochs of {cells} cells"
     parts = [
-        (
-            "teacher",
-            EPOCHS,
-            f"{EPOCHS} epochs",
-            resnet["view"] + resnet["students"],
-            resnet["test"],
-        ),
+        ("teacher", EPOCHS, f"{EPOCHS} epochs", train, resnet["test"]),
         ("its answers", asked(SEEDS), answered, grid["ask"], 0.0),
-        (
-            f"{SEEDS} seeds' grid, student alone and controls in the pass",
-            SEEDS * EPOCHS,
-            f"{SEEDS} x {EPOCHS} epochs of {cells} cells",
-            grid["view"] + students,
-            tests,
-        ),
-        (
-            "two ResNet-18 students, answers there",
-            2 * EPOCHS,
-            f"2 x {EPOCHS} epochs",
-            grid["view"] + resnet["students"],
-            resnet["test"],
-        ),
-    ]
+        (f"{SEEDS} seeds' grid, student alone and controls in the pass", SEEDS * EPOCHS, together,
+         grid["view"] + students, tests),
+        ("two ResNet-18 students, answers there", 2 * EPOCHS, f"2 x {EPOCHS} epochs", again,
+         resnet["test"]),
+    ]  # fmt: skip
     found = []
     for name, epochs, what, step, test in parts:
         tested = f" + {test:.3f} s of testing" if test else ""
@@ -115,31 +97,3 @@ def estimate_text(grid: dict, resnet: dict) -> str:
         f"| all | | {sum(minutes for _, _, minutes in parts):.0f} |\n\n"
         "Computed from the lines above; without the download, loading, saving, curves and report.\n"
     )
-
-
-def picture(plain_cell: float, line: dict) -> bytes:
-    """Cost of a grid by number of seeds, from the measured line of one seed's grid, as a PNG."""
-    from matplotlib.figure import Figure
-
-    hours, seeds = STEPS * EPOCHS / 3600, np.arange(1, 21)
-    students = seeds * (line["view"] + line["students"])
-    ways = {
-        "plain: teacher in every step": seeds * GRID * plain_cell,
-        "teacher once an epoch for all cells": students + seeds * line["ask"],
-        "teacher once a view (answer sheet)": students + line["ask"] * asked(seeds) / EPOCHS,
-        "a later grid on the same sheet": students,
-    }
-    figure = Figure(figsize=(8, 4.2), dpi=160, layout="constrained")
-    axes = figure.subplots()
-    styles = zip(ways.items(), ("#999999", "#D55E00", "#0072B2", "#009E73"), "os^D", strict=True)
-    for (name, cost), colour, marker in styles:
-        axes.plot(seeds, hours * cost, color=colour, marker=marker, ms=4, label=name)
-    axes.set(xlabel=f"seeds, each {GRID} cells of {EPOCHS} epochs", ylabel="hours", yscale="log")
-    axes.set_title("What a grid costs", loc="left")
-    axes.set_xticks([1, 5, 10, 15, 20])
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
