@@ -7,7 +7,8 @@
 #   LOOP=1 sh exp.sh         cell by cell instead of in one pass; the same rows on a CPU
 #
 # The environment narrows or widens it:
-#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta
+#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
+#                                       is no grid
 #   EPOCHS                              of the teacher and the students
 #   T_MAX                               of the students; the teacher stays as it is
 #   TEACHER                             a checkpoint, instead of training a teacher
@@ -39,7 +40,7 @@ done
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
 TEACHER=$(from_caller "${TEACHER:-}")
 if [ -n "$QUICK" ]; then
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS:=0 1 2}"
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     : "${FLAGS:=--train-size 1000 --batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9}"
     : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 20}"
@@ -47,7 +48,7 @@ if [ -n "$QUICK" ]; then
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
-: "${SEEDS:=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
+: "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
 : "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
 NEEDS=requirements.txt
@@ -119,6 +120,7 @@ fi
 # What the grid is measured against, in the first grid's pass: no teacher, and for each alpha no
 # teacher and as small a gradient.
 alone="--alone --control"
+[ -n "$SEEDS" ] || METHODS='' ABLATION='' LOOP=''
 if [ -n "$LOOP" ]; then
     part "student alone, and control"
     student 1 train_student.py --seed $SEEDS

@@ -1,13 +1,19 @@
 #!/bin/sh
 # What a GPU makes of all this, for a person who has one.
 #
-#   sh gpu.sh            into gpu-report/, or gpu-report-2/ and so on where that is taken
-#   sh gpu.sh FOLDER     into a new FOLDER
+#   sh gpu.sh              into gpu-report/, or gpu-report-2/ and so on where that is taken
+#   sh gpu.sh FOLDER       into a new FOLDER
+#   sh gpu.sh --reference  instead of the quick experiment, the reference's ResNet-18 rows on CIFAR-10
+#                          in DATA_DIR: the teacher of width 64, and both students and the ResNet-18
+#                          alone with the SEEDS (0 1 2); EPOCHS and FLAGS as of exp.sh
+#   LIMIT=300 sh gpu.sh    no part longer than so many seconds (900)
 #
 # The tests that need a GPU; the quick experiment, twice, for the second time must find everything
 # done; the benchmark, and from its figures what `sh exp.sh` will take here. Nothing is downloaded but
-# what setup.sh may lack. A part that fails keeps no other from its turn. FOLDER/REPORT.md says how it
-# went and can be attached to an issue. Exit status: 1 where a part failed, 2 where there is no GPU.
+# what setup.sh may lack. A part that fails, or takes longer than its limit, keeps no other from its
+# turn, and leaves the rows that it has. FOLDER/REPORT.md says how it went and can be attached to an
+# issue. Exit status: 1 where a part failed, 2 where there is no GPU. FLAGS="--device cpu" rehearses it.
+# shellcheck disable=SC2086 # FLAGS and SEEDS are meant to be split into words
 set -eu
 caller=$PWD
 CDPATH='' cd -- "$(dirname -- "$0")"
@@ -16,8 +22,11 @@ case "${1:-}" in -h | --help) head_of gpu.sh ;; esac
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-OUT=$(from_caller "${1:-}")
-: "${OUT:=gpu-report}"
+REFERENCE=''
+[ "${1:-}" != --reference ] || { REFERENCE=1 && shift; }
+DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT=$(from_caller "${1:-}")
+: "${DATA_DIR:=data}" "${SEEDS:=0 1 2}" "${FLAGS:=}" "${LIMIT:=900}" "${OUT:=gpu-report}"
+export DATA_DIR FLAGS
 if [ $# -gt 0 ] && [ -e "$OUT" ]; then
     echo "error: $OUT is there already: name a new folder" >&2
     exit 2
@@ -41,7 +50,10 @@ if not torch.cuda.is_available():
     sys.exit(f"error: torch sees no GPU here ({built}, driver {sys.argv[1]}), and gpu.sh is for one")
 gpu = torch.cuda.get_device_properties(0)
 print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {built}; driver {sys.argv[1]}")'
-machine=$("$PYTHON" -W ignore -c "$probe" "$driver") || exit 2
+case " $FLAGS " in
+*" --device cpu "*) machine="a rehearsal on the CPU" ;;
+*) machine=$("$PYTHON" -W ignore -c "$probe" "$driver") || exit 2 ;;
+esac
 commit=$(git rev-parse --short=10 HEAD 2>/dev/null) || commit=unknown
 echo "$machine" >&2
 mkdir -p "$OUT"
@@ -52,7 +64,9 @@ part() { # what it is, the file for its output, the command
     shift 2
     echo "== $name" >&2
     since=$(date +%s) result=passed
-    "$@" >"$OUT/$log" 2>&1 || result="**failed**, status $?"
+    # SIGINT first: a run saves at it. 124 is timeout's own status.
+    timeout --signal=INT --kill-after=20 "$LIMIT" "$@" >"$OUT/$log" 2>&1 ||
+        result="**failed**, status $?"
     seconds=$(($(date +%s) - since))
     echo "   $result, $seconds s" >&2
     [ "$result" = passed ] || failed="$failed $log"
@@ -60,21 +74,32 @@ part() { # what it is, the file for its output, the command
 "
 }
 
-quick() {
-    OUT_DIR="$OUT/quick" sh exp.sh --quick
-}
+# The quick experiment again: a run that is trained again has a new row.
+nothing_left='
+before=$(cksum <"$OUT_DIR/results/results.csv") && sh exp.sh --quick || exit
+[ "$before" = "$(cksum <"$OUT_DIR/results/results.csv")" ] || {
+    echo "error: results.csv is another one now: not every run was skipped"
+    exit 1
+}'
 
-nothing_left() { # the quick experiment again: a run that is trained again has a new row
-    before=$(cksum <"$OUT/quick/results/results.csv") && quick || return
-    [ "$before" = "$(cksum <"$OUT/quick/results/results.csv")" ] || {
-        echo "error: results.csv is another one now: not every run was skipped"
-        return 1
-    }
-}
-
-part "tests on the GPU" tests.txt "$PYTHON" -m pytest -q tests/test_cuda.py tests/test_cuda_kills.py
-part "exp.sh --quick" quick.txt quick
-part "the same again, nothing left to do" again.txt nothing_left
+part "tests on the GPU" tests.txt \
+    "$PYTHON" -m pytest -q tests/test_cuda.py tests/test_cuda_kills.py
+if [ -n "$REFERENCE" ]; then
+    export OUT_DIR="$OUT/reference"
+    for seed in $SEEDS; do
+        part "the reference's ResNet-18 rows, seed $seed" "reference-$seed.txt" \
+            env SEEDS= RESNET_SEEDS="$seed" sh exp.sh
+        # With the teacher's seed it is the teacher over again.
+        [ "$seed" = 0 ] || part "a ResNet-18 alone, seed $seed" "alone-$seed.txt" \
+            "$PYTHON" train_student.py --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
+            --epochs "${EPOCHS:-100}" $FLAGS --model resnet18 --seed "$seed"
+    done
+    part "the reference's table" quick.txt "$PYTHON" summarize.py --out-dir "$OUT_DIR"
+else
+    export OUT_DIR="$OUT/quick"
+    part "exp.sh --quick" quick.txt sh exp.sh --quick
+    part "the same again, nothing left to do" again.txt sh -c "$nothing_left"
+fi
 part "bench.py and the estimate" bench.txt \
     "$PYTHON" bench.py --cells 1 45 225 --estimate --out-dir "$OUT/bench"
 
@@ -85,7 +110,11 @@ part "bench.py and the estimate" bench.txt \
         printf 'The end of %s:\n\n```\n%s\n```\n\n' "$log" "$(tail -n 20 "$OUT/$log")"
     done
     printf 'Tests: %s\n\n' "$(grep . "$OUT/tests.txt" | tail -n 1)"
-    printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/,$p' "$OUT/quick.txt")"
+    if [ -n "$REFERENCE" ]; then
+        cat "$OUT/reference/results/table.md" 2>/dev/null || echo "There is no table."
+    else
+        printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/,$p' "$OUT/quick.txt")"
+    fi
     cat "$OUT/bench/results/bench.md" 2>/dev/null || echo "There is no bench.md."
 } >"$OUT/REPORT.md"
 
