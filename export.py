@@ -23,12 +23,15 @@ from images.sources import SOURCES, load
 from images.views import plain
 from utils import ROOT, UserError, run_script, say, stream, write_atomic
 
+MOST = 500  # test images compared
+
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.out.exists() and not args.overwrite:
         raise UserError(f"{args.out} is there already: choose another --out, or --overwrite")
     network, classes, size = open_checkpoint(args.checkpoint)
+    teacher = open_checkpoint(args.teacher) if args.teacher else None
     content, program = export(network, classes, size, args.format)
     checked = "not checked, for onnxruntime is not installed: pip install onnxruntime"
     if program:
@@ -39,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{args.out}: images float32 [batch, 3, {size}, {size}], RGB from 0 to 1, to {len(classes)}"
         f" logits; {checked}")  # fmt: skip
     report("this network", len(content), milliseconds(network, size))
-    if args.teacher:
-        network, classes, size = open_checkpoint(args.teacher)
+    if teacher:
+        network, classes, size = teacher
         content, _ = export(network, classes, size, args.format)
         report("the teacher", len(content), milliseconds(network, size))
 
@@ -48,7 +51,10 @@ def main(argv: list[str] | None = None) -> None:
 def examples(args: argparse.Namespace, size: int) -> tuple[Tensor, str]:
     """Images to compare on, uint8 [N, 3, size, size], and what they are."""
     if args.dataset:
-        pixels = plain(load(args.dataset, args.data_dir, torch.device("cpu")).test, slice(500))
+        test = load(args.dataset, args.data_dir, torch.device("cpu")).test
+        pixels = plain(
+            test, slice(None, None, -(-len(test) // MOST))
+        )  # they may lie class by class
         return pixels, f"{len(pixels)} test images of {args.dataset}"
     draw = stream(0, 0, "export").integers(0, 256, (64, 3, size, size), dtype="uint8")
     return torch.from_numpy(draw), "64 images of random pixels (--dataset: on test images)"

@@ -154,6 +154,7 @@ def test_mistakes_are_one_line(trained, tmp_path, capsys):
         (student, [tmp_path], "is there already"),
         (student, [tmp_path, "--overwrite"], "cannot write"),
         (student, [tmp_path / "file" / "new.pt2"], "cannot write"),
+        (student, [out, "--teacher", tmp_path / "none.pt"], "no checkpoint at"),
         (student, [out, "--dataset", "folder", "--data-dir", tmp_path], "no image folder"),
     ):
         argv = ("--checkpoint", checkpoint, "--format", "pt2", "--out", *out_and_more)
