@@ -133,7 +133,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {path} ({error.strerror}): free it or choose --out-dir"
+            f"cannot write {path} ({error.strerror}): free it or write elsewhere"
         ) from None
 
 
