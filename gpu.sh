@@ -5,7 +5,7 @@
 #   sh gpu.sh FOLDER       into a new FOLDER
 #   sh gpu.sh --reference  instead of the quick experiment, the reference's ResNet-18 rows on CIFAR-10
 #                          in DATA_DIR: the teacher of width 64, and both students and the ResNet-18
-#                          alone with the SEEDS (0 1 2); EPOCHS and FLAGS as of exp.sh
+#                          alone with the SEEDS (0 1 2); EPOCHS, DATASET and FLAGS as of exp.sh
 #   LIMIT=300 sh gpu.sh    no part longer than so many seconds (900)
 #
 # The tests that need a GPU; the quick experiment, twice, for the second time must find everything
@@ -91,8 +91,8 @@ if [ -n "$REFERENCE" ]; then
             env SEEDS= RESNET_SEEDS="$seed" sh exp.sh
         # With the teacher's seed it is the teacher over again.
         [ "$seed" = 0 ] || part "a ResNet-18 alone, seed $seed" "alone-$seed.txt" \
-            "$PYTHON" train_student.py --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
-            --epochs "${EPOCHS:-100}" $FLAGS --model resnet18 --seed "$seed"
+            "$PYTHON" train_student.py --dataset "${DATASET:-cifar10}" --data-dir "$DATA_DIR" \
+            --out-dir "$OUT_DIR" --epochs "${EPOCHS:-100}" $FLAGS --model resnet18 --seed "$seed"
     done
     part "the reference's table" quick.txt "$PYTHON" summarize.py --out-dir "$OUT_DIR"
 else
