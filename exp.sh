@@ -10,7 +10,7 @@
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
 #                                       is no grid
 #   EPOCHS                              of the teacher and the students
-#   T_MAX                               of the students; the teacher stays as it is
+#   T_MAX                               of the students with a cosine; the teacher stays as it is
 #   TEACHER                             a checkpoint, instead of training a teacher
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
@@ -37,14 +37,18 @@ for option in "$@"; do
     esac
 done
 
+cosine() { # T_max, then a script's flags: --t-max, unless they say --schedule step, which has none
+    case " $* " in *" --schedule step "* | *" --schedule=step "*) ;; *) echo "--t-max $1" ;; esac
+}
+
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
 TEACHER=$(from_caller "${TEACHER:-}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     : "${FLAGS:=--train-size 1000 --batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9}"
-    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 --t-max 20}"
-    RESNET_FLAGS="--student-width 8 --epochs 5 --t-max 5"
+    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 $(cosine 20 $FLAGS)}"
+    RESNET_FLAGS="--student-width 8 --epochs 5 $(cosine 5 $FLAGS)"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
@@ -82,8 +86,8 @@ everyone() { # processes, a script and its flags, after those that all scripts h
 student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
-    try everyone "$ranks" "$script" $THREADS --t-max "$T_MAX" $FLAGS $STUDENT_FLAGS \
-        ${TEACHER:+--teacher "$TEACHER"} "$@"
+    try everyone "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
+        $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
 grid() { # flags of distill.py: one pass, or cell by cell
@@ -97,8 +101,8 @@ grid() { # flags of distill.py: one pass, or cell by cell
 }
 
 resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in the background
-    set -- 1 distill.py --t-max "$T_MAX" $FLAGS ${TEACHER:+--teacher "$TEACHER"} $RESNET_FLAGS \
-        --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
+    set -- 1 distill.py $(cosine "$T_MAX" $FLAGS) $FLAGS ${TEACHER:+--teacher "$TEACHER"} \
+        $RESNET_FLAGS --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
     if [ "$GPUS" -gt 1 ]; then
         # RANK as under torchrun: after the terminal's Ctrl-C that of `leave` is not a second one.
         (

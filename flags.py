@@ -1,18 +1,15 @@
 """Every flag of the training scripts, each defined once, and the checks on its value."""
 
 import argparse
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
-from engine.cells import Cell, Settings
-from images.sources import SOURCES
+from engine.cells import OPTIMISER, SETTINGS, flag
 from losses import METHODS
 from models import MODELS
-from utils import LARGEST, ROOT, UserError
-
-DEFAULTS = Settings()
+from utils import ROOT, UserError
+from values import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SHARE, THREADS, WIDTH, filled
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,39 +17,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: `kind`, as large as tensors hold, passing `test`; `what` is wanted."""
-
-    def parse(raw: str) -> float:
-        try:
-            value = kind(raw)
-            fine = abs(value) <= (LARGEST if kind is int else 3e38) and test(value)
-        except (ValueError, OverflowError):
-            fine = False
-        if not fine:
-            raise argparse.ArgumentTypeError(f"{raw[:40]!r} is not {what}, or too large")
-        return value
-
-    return parse
-
-
-COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
-COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
-WIDTH = number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
-THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
-POSITIVE = number(float, lambda v: v > 0, "a number above 0")
-NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
-SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
-
-
-def filled(raw: str) -> str:
-    """An argparse type: a text that a variable without a value does not leave."""
-    if not raw:
-        raise argparse.ArgumentTypeError("it is empty")
-    return raw
 
 
 def parser(description: str, sweeps: bool = True) -> Parser:
@@ -65,31 +29,13 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    add = p.add_argument_group("data").add_argument
-    add("--dataset", choices=sorted(SOURCES), default=DEFAULTS.dataset, help="what to train on")
-    add("--data-dir", type=Path, default=ROOT / "data", help="where the data set is or goes")
-    add("--train-size", type=COUNT_OR_NONE, default=DEFAULTS.train_size, metavar="N",
-        help="train on a class-balanced subset of N images; 0: on all")  # fmt: skip
-    add("--val-size", type=COUNT_OR_NONE, default=DEFAULTS.val_size, metavar="N",
-        help="hold N class-balanced training images out, and measure on them")  # fmt: skip
-    add("--normalization", choices=["reference", "data"], default=DEFAULTS.normalization,
-        help="the reference's constants, or the training set's own")  # fmt: skip
-    add = p.add_argument_group("optimisation").add_argument
-    add("--epochs", type=COUNT, default=DEFAULTS.epochs, help="passes over the training set")
-    add("--batch-size", type=COUNT, default=DEFAULTS.batch_size, help="images a step")
-    add("--last-batch", choices=["keep", "drop", "weigh"], default=DEFAULTS.last_batch,
-        help="an epoch's last batch, if smaller: a step as long as any, no step, or one as long "
-        "as its share")  # fmt: skip
-    own = {"nargs": "+" if sweeps else None}
-    add("--lr", type=POSITIVE, default=as_given(Cell.lr, sweeps), **own,
-        help="learning rate of the first epoch")  # fmt: skip
-    add("--weight-decay", type=NOT_NEGATIVE, default=as_given(Cell.weight_decay, sweeps), **own,
-        help="SGD weight decay")  # fmt: skip
-    add("--t-max", type=COUNT, default=DEFAULTS.t_max,
-        help="epochs until the cosine reaches 0; the reference stops half-way")  # fmt: skip
-    add("--momentum", type=BELOW_ONE, default=DEFAULTS.momentum, help="SGD momentum")
-    add("--clip", type=NOT_NEGATIVE, default=DEFAULTS.clip, metavar="NORM",
-        help="shorten a step's gradient to this norm where it is longer; 0: never")  # fmt: skip
+    groups = {name: p.add_argument_group(name).add_argument for name in ("data", "optimisation")}
+    for name, setting in SETTINGS.items():
+        own = {"nargs": "+", "default": [setting.default]} if sweeps and name in OPTIMISER else {}
+        groups[setting.metadata["group"]](flag(name), **{**setting.metadata["flag"], **own})
+    groups["data"]("--data-dir", type=Path, default=ROOT / "data",
+        help="where the data set is or goes")  # fmt: skip
+    add = groups["optimisation"]
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
@@ -107,11 +53,6 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--save-seconds", type=POSITIVE, default=60.0,
         help="how often the state of an unfinished run is saved")  # fmt: skip
     return p
-
-
-def as_given(value: float, sweeps: bool) -> list[float] | float:
-    """A default as the command line would give it."""
-    return [value] if sweeps else value
 
 
 def add_model(p: Parser, default: str, sweeps: bool = True) -> None:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 import sides
-from engine.cells import OPTIMISER, Cell, run_id
+from engine.cells import OPTIMISER, Cell, Settings, flag, run_id
 from engine.grid import run_command, settings_of, teacher_seed
 from engine.rows import csv_path, read_rows
 from reporting.rows import PROTOCOL, clean
@@ -28,7 +28,8 @@ from utils import Diverged, UserError, is_lead, note, run_script, say, write_ato
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
 # The trial sets these itself, so the flags that training scripts have for them are refused.
-OWN = ("epochs", "t_max", "eval_every", "last_batch", "clip", *OPTIMISER, "seed")
+OWN = ("epochs", "t_max", "schedule", "optimizer", "eval_every", "last_batch", "clip")
+OWN += (*OPTIMISER, "seed")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             sides.note_diverged(args.out_dir, lost)
 
 
-def epochs_of(images: int, steps: int = STEPS, batch_size: int = flags.DEFAULTS.batch_size) -> int:
+def epochs_of(images: int, steps: int = STEPS, batch_size: int = Settings.batch_size) -> int:
     """Epochs of a run on so many images: `steps` steps, rounded up, and LEAST_EPOCHS at least."""
     an_epoch = -(-images // batch_size)
     return max(-(-steps // an_epoch), LEAST_EPOCHS)
@@ -138,7 +139,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     for name in OWN:
         if getattr(args, name) != p.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')} is set by the trial: leave it out")
+            raise UserError(f"{flag(name)} is set by the trial: leave it out")
     if args.fresh == 1:
         raise UserError("--fresh 1 gives no interval: two fresh seeds at least")
     if not args.train_size or not args.val_size:

@@ -4,28 +4,97 @@ A cell is an independent unit of work. Its run id names it together with every s
 differs from the reference protocol, so that two runs share an id only if they are the same run.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
 
+from images.sources import SOURCES
 from losses import METHODS, is_taught
 from models import MODELS
+from utils import UserError
+from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE
+
+
+def setting(
+    default: Any, short: str | None, help: str, group: str = "optimisation", only: tuple = (),
+    before: str = "", **how: Any
+) -> Any:  # fmt: skip
+    """A field that is a setting, declared here and nowhere else.
+
+    `short`: how it reads in a run id where it is not the default; None: another one says it.
+    `help`, `group` and `how` make its flag, as argparse's add_argument takes them. `only`: the
+    setting, and its value, without which this one has no effect. `before`: which it precedes in
+    run ids, where it is a cell's own.
+    """
+    how |= {"default": default, "help": help}
+    known = {"short": short, "group": group, "only": only, "before": before, "flag": how}
+    return field(default=default, metadata=known)
+
+
+def flag(name: str) -> str:
+    """A setting's flag: `--t-max` of t_max."""
+    return f"--{name.replace('_', '-')}"
+
+
+def spaced(values: Iterable) -> str:
+    """A list as a setting's text and the CSV have it: `150 180 210`."""
+    return " ".join(map(str, values))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all cells of a command share. The defaults are the reference protocol."""
+    """What all cells of a command share. The defaults are the reference protocol.
 
-    dataset: str = "cifar10"
-    train_size: int = 0  # images; 0: all there are
-    val_size: int = 0  # images held out of training
-    epochs: int = 100
-    batch_size: int = 128
-    last_batch: str = "keep"  # what is left of an epoch: a step as any, dropped, or weighed
-    t_max: int = 200  # epochs in half a cosine; the reference stops half-way down
-    momentum: float = 0.0
-    clip: float = 0.0  # longest gradient of a step, over all weights; 0: however long it is
-    normalization: str = "reference"
+    The order is that of run ids and of the CSV's last columns: a new one goes to the end.
+    """
+
+    dataset: str = setting("cifar10", "", "what to train on", "data", choices=sorted(SOURCES))
+    train_size: int = setting(0, "n", "train on a class-balanced subset of N images; 0: on all",
+        "data", type=COUNT_OR_NONE, metavar="N")  # fmt: skip
+    val_size: int = setting(0, "val", "hold N class-balanced training images out, and measure on "
+        "them", "data", type=COUNT_OR_NONE, metavar="N")  # fmt: skip
+    epochs: int = setting(100, "e", "passes over the training set", type=COUNT)
+    batch_size: int = setting(128, "b", "images a step", type=COUNT)
+    last_batch: str = setting("keep", "last", "an epoch's last batch, if smaller: a step as long "
+        "as any, no step, or one as long as its share",
+        choices=["keep", "drop", "weigh"])  # fmt: skip
+    t_max: int = setting(200, "tmax", "epochs until the cosine reaches 0; the reference stops "
+        "half-way", only=("schedule", "cosine"), type=COUNT)  # fmt: skip
+    momentum: float = setting(0.0, "m", "SGD momentum", only=("optimizer", "sgd"), type=BELOW_ONE)
+    clip: float = setting(0.0, "clip", "clip the gradient's norm (over all weights); 0: off",
+        type=NOT_NEGATIVE, metavar="NORM")  # fmt: skip
+    normalization: str = setting("reference", "norm", "the reference's constants, or the training "
+        "set's own", "data", choices=["reference", "data"])  # fmt: skip
+    # Like the device it says how a run is computed, not what is: no run id or protocol has it.
     amp: bool = False  # bfloat16 autocast in the networks that gain by it
+    schedule: str = setting("cosine", None, "how the learning rate falls: as half a cosine of "
+        "--t-max epochs, or at --milestones", choices=["cosine", "step"])  # fmt: skip
+    # Text, as the CSV has it.
+    milestones: str = setting("none", "step", "after how many epochs --schedule step multiplies "
+        "the learning rate by --gamma", only=("schedule", "step"),
+        nargs="+", metavar="EPOCH")  # fmt: skip
+    gamma: float = setting(0.1, "gamma", "what a milestone multiplies the learning rate by",
+        only=("schedule", "step"), type=POSITIVE)  # fmt: skip
+    warmup: int = setting(0, "warm", "epochs of linear warm-up: epoch i of them, from 1, has "
+        "i / (N + 1) of the schedule's learning rate",
+        type=COUNT_OR_NONE, metavar="N")  # fmt: skip
+    nesterov: bool = setting(False, "nesterov", "Nesterov's form of --momentum",
+        only=("optimizer", "sgd"), action="store_true")  # fmt: skip
+    optimizer: str = setting("sgd", "", "adamw has torch's betas, and wants an --lr like 0.001",
+        choices=["sgd", "adamw"])  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raises UserError for settings that contradict each other."""
+        for each in fields(self):
+            name, value = each.metadata.get("only") or (each.name, getattr(self, each.name))
+            if getattr(self, each.name) != each.default and getattr(self, name) != value:
+                raise UserError(f"{flag(each.name)} has no effect without {flag(name)} {value}")
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov has no effect without --momentum")
+        epochs = sorted({int(e) for e in re.findall(r"\b[1-9][0-9]{0,8}\b", self.milestones)})
+        if self.schedule == "step" and (not epochs or self.milestones != spaced(epochs)):
+            raise UserError("--schedule step needs --milestones that grow, as 150 180 210")
 
 
 @dataclass(frozen=True)
@@ -43,8 +112,12 @@ class Cell:
     temperature: float | None = None
     beta: float | None = None  # the method's own weight of its term, where it has one
     scale_t2: bool = False
-    lr: float = 0.1  # of the first epoch
-    weight_decay: float = 0.0
+    lr: float = setting(
+        0.1, "lr", "learning rate of the first epoch", before="t_max", type=POSITIVE
+    )
+    weight_decay: float = setting(
+        0.0, "wd", "weight decay; decoupled with adamw", before="clip", type=NOT_NEGATIVE
+    )
     teacher_seed: int | None = None
     teaches: bool = False  # a teacher: found by data set, model and seed alone
 
@@ -59,33 +132,28 @@ class Cell:
         return is_taught(self.method)
 
 
-# The reference's settings, a cell's own among them.
-OPTIMISER = ("lr", "weight_decay")
-REFERENCE = asdict(Settings()) | {name: getattr(Cell, name) for name in OPTIMISER}
+def declared() -> dict[str, Field]:
+    """Every setting, a cell's own among them, in the order of run ids."""
+    found = [each for each in fields(Settings) if each.metadata]
+    for own in (each for each in fields(Cell) if each.metadata):
+        names = [each.name for each in found]
+        found.insert(names.index(own.metadata["before"]), own)
+    return {each.name: each for each in found}
 
-# How each of them reads in a run id, where it is another. amp is not here: like the device it says
-# how a run is computed, not what is.
-SHORT = {
-    "dataset": "",
-    "train_size": "n",
-    "val_size": "val",
-    "epochs": "e",
-    "batch_size": "b",
-    "last_batch": "last",
-    "lr": "lr",
-    "t_max": "tmax",
-    "momentum": "m",
-    "weight_decay": "wd",
-    "clip": "clip",
-    "normalization": "norm",
-}
+
+SETTINGS = declared()
+OPTIMISER = tuple(f.name for f in fields(Cell) if f.metadata)  # a cell's own
+REFERENCE = {"amp": Settings.amp} | {name: f.default for name, f in SETTINGS.items()}
 DATA_SETTINGS = ("dataset", "train_size", "val_size")
 
 
 def changed(values: dict, names: Iterable[str]) -> str:
     """`-e5-tmax5` and the like: the settings among `names` whose value is not the reference's."""
+    shorts = {name: SETTINGS[name].metadata["short"] for name in names}
     return "".join(
-        f"-{SHORT[name]}{text(values[name])}" for name in names if values[name] != REFERENCE[name]
+        f"-{short}{text(values[name])}"
+        for name, short in shorts.items()
+        if short is not None and values[name] != REFERENCE[name]
     )
 
 
@@ -100,8 +168,10 @@ def data_suffix(settings: Settings) -> str:
 
 
 def text(value: float | str) -> str:
-    """5.0 as 5, 2.5 as 2.5, and no two different values alike."""
-    return value if isinstance(value, str) else repr(value + 0).removesuffix(".0")
+    """5.0 as 5, 2.5 as 2.5, 150 180 as 150.180, and no two different values alike; True is ""."""
+    if isinstance(value, str):
+        return value.replace(" ", ".")
+    return "" if value is True else repr(value + 0).removesuffix(".0")
 
 
 def run_id(cell: Cell, settings: Settings) -> str:
@@ -124,7 +194,7 @@ def run_id(cell: Cell, settings: Settings) -> str:
         parts.append(f"ts{cell.teacher_seed}")
     if cell.teaches:
         return "-".join(parts) + data_suffix(settings)
-    return "-".join(parts) + changed(every_setting(cell, settings), SHORT)
+    return "-".join(parts) + changed(every_setting(cell, settings), SETTINGS)
 
 
 def label(cell: Cell) -> str:

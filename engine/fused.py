@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.optimise import by_cell, kept, step_stack
 from engine.trainee import Batch, Trainee, mix
 from losses import Method, hard_loss
 from models import CNN
@@ -30,19 +31,17 @@ def can_fuse(trainees: list[Trainee]) -> bool:
 
 
 class FusedStep:
-    """One SGD step of all `trainees` at once, cells of one width."""
+    """One step of all `trainees` at once, cells of one width."""
 
     def __init__(self, trainees: list[Trainee]):
         self.trainees = trainees
         names = [name for name, _ in trainees[0].model.named_parameters()]
         self.stacks = {name: self._stack(name) for name in names}  # name -> [C, ...]
-        # torch.optim.SGD has one learning rate a stack, and here every cell has its own.
-        self.momentum = trainees[0].optimiser.defaults["momentum"]
-        self.velocity = {name: self._velocity(name) for name in names if self.momentum}
+        self.settings = trainees[0].settings
+        self.kept = {name: self._kept(name) for name in names}
         self.lr = self._column(t.cell.lr for t in trainees)
         decay = [t.cell.weight_decay for t in trainees]
         self.decay = self._column(decay) if any(decay) else None
-        self.clip = trainees[0].clip
         self.sums = torch.stack([t.sums for t in trainees])  # [C, 5]
         for trainee, row in zip(trainees, self.sums, strict=True):
             trainee.sums = row
@@ -70,14 +69,18 @@ class FusedStep:
             parameter.data = row
         return stack
 
-    def _velocity(self, name: str) -> Tensor:
-        stack = torch.zeros_like(self.stacks[name])
-        for trainee, row in zip(self.trainees, stack, strict=True):
-            state = trainee.optimiser.state[trainee.model.get_parameter(name)]
-            if state.get("momentum_buffer") is not None:
-                row.copy_(state["momentum_buffer"])
-            state["momentum_buffer"] = row
-        return stack
+    def _kept(self, name: str) -> dict[str, Tensor]:
+        """What the cells' own optimisers keep of a parameter, stacked; its rows become theirs."""
+        states = [t.optimiser.state[t.model.get_parameter(name)] for t in self.trainees]
+        found = {}
+        for what in kept(self.settings):
+            stack = torch.zeros_like(self.stacks[name], requires_grad=False)
+            found[what] = stack if what != "step" else stack.new_zeros(len(states)).float()
+            for own, row in zip(states, found[what], strict=True):
+                if own.get(what) is not None:
+                    row.copy_(own[what])
+                own[what] = row
+        return found
 
     def anneal(self, epoch: int) -> None:
         """Set the learning rates of an epoch, from 0."""
@@ -148,21 +151,13 @@ class FusedStep:
         """The same step as `student_step` for each trainee."""
         (logits, loss, hard, soft), gradients = self._learn(batch)
         with torch.no_grad():
-            if self.clip:
-                gradients = clipped(gradients, self.clip)
+            if self.settings.clip:
+                gradients = clipped(gradients, self.settings.clip)
             for (name, stack), gradient in zip(self.stacks.items(), gradients, strict=True):
-                self._descend(name, stack, gradient)
+                step_stack(stack, gradient, self.kept[name], self.lr, self.decay, self.settings)
             correct = (logits.argmax(2) == batch.labels).to(loss.dtype).mean(1)
             means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)], 1)
             self.sums += means.double() * len(batch.labels)
-
-    def _descend(self, name: str, stack: Tensor, gradient: Tensor) -> None:
-        """SGD with momentum and weight decay, as torch.optim.SGD has them, cell by cell."""
-        if self.decay is not None:
-            gradient = gradient + by_cell(self.decay, stack) * stack
-        if self.momentum:
-            gradient = self.velocity[name].mul_(self.momentum).add_(gradient)
-        stack.sub_(by_cell(self.lr, stack) * gradient)
 
 
 def shifted(h: Tensor, dim: int, by: int, filled: float) -> Tensor:
@@ -194,8 +189,3 @@ def clipped(gradients: Iterable[Tensor], longest: float) -> list[Tensor]:
     squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
     shorten = (longest / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)  # [C]
     return [gradient * by_cell(shorten, gradient) for gradient in gradients]
-
-
-def by_cell(column: Tensor, stack: Tensor) -> Tensor:
-    """A value a cell, [C], to be multiplied with a stack [C, ...]."""
-    return column.view(-1, *[1] * (stack.ndim - 1))

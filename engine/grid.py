@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from engine import parallel
-from engine.cells import Cell, Settings, data_suffix, every_setting, run_id
+from engine.cells import Cell, Settings, data_suffix, every_setting, run_id, spaced
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
 from engine.rows import best_path, csv_path, locked, machine, read_rows
@@ -66,8 +66,12 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The flags that are settings; `amp` is None where the device is to decide."""
-    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    """The flags that are settings; `amp` is None where the device is to decide.
+
+    Raises UserError where they contradict each other.
+    """
+    given = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{n: spaced(v) if isinstance(v, list) else v for n, v in given.items()})
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from engine.cells import OPTIMISER, REFERENCE, SHORT, Cell, Settings, run_id
+from engine.cells import OPTIMISER, REFERENCE, SETTINGS, Cell, Settings, run_id
 from engine.parallel import Ranks, from_lead, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
@@ -194,15 +194,17 @@ class Unfinished:
     def lengths(self) -> list[int]:
         """The numbers of epochs below ours that run ids in the out-dir name, the largest first."""
         names = " ".join(path.name for path in (self.run.out_dir / "checkpoints").glob("*.pt"))
-        found = {int(e) for e in re.findall(rf"-{SHORT['epochs']}(\d+)", names)}
+        short = SETTINGS["epochs"].metadata["short"]
+        found = {int(e) for e in re.findall(rf"-{short}(\d+)", names)}
         found.add(REFERENCE["epochs"])  # which a run id leaves out
         return sorted((e for e in found if e < self.run.settings.epochs), reverse=True)
 
     def shorter_run(self, trainee: Trainee) -> dict | None:
         """The end of the longest finished run that differs in its number of epochs alone.
 
-        A learning rate that does not know how long the run is, as with the same t_max, was the
-        same up to there. A teacher's run id does not say its epochs: `pending_cells` refuses.
+        A learning rate that does not know how long the run is, as with the same t_max or
+        milestones, was the same up to there. A teacher's run id does not say its epochs:
+        `pending_cells` refuses.
         """
         settings, cell = self.run.settings, trainee.cell
         for epochs in self.lengths if not cell.teaches else ():
@@ -274,7 +276,8 @@ def claim(folder: Path) -> filelock.FileLock:
 @functools.cache
 def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
-    engine = ("cells", "loop", "steps", "trainee", "teacher", "sheet", "fused", "graph")
+    engine = ("cells", "loop", "steps", "trainee", "optimise", "teacher", "sheet")
+    engine += ("fused", "graph")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
     others = ("losses.py", "stage_losses.py", "utils.py", "images/views.py")
     files += [ROOT / name for name in others]

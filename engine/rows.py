@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import measure
-from engine.cells import REFERENCE, label
+from engine.cells import REFERENCE, SETTINGS, label
 from engine.parallel import share
 from engine.resume import Run, Unfinished
 from engine.teacher import plain_logits
@@ -50,7 +50,11 @@ LATER = (
     + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
     + ["test_data", "teacher_acc"]
 )
+LATER += [name for name in SETTINGS if name not in FIRST + LATER]
 COLUMNS = FIRST + LATER
+# What may look like a number and is none: a commit, or a lone milestone.
+TEXT = ["torch", "commit", "teacher_sha"]
+TEXT += [name for name, value in REFERENCE.items() if isinstance(value, str)]
 
 
 # ---------------------------------------------------------------- from a network to its row
@@ -209,7 +213,7 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
     """A CSV's rows, from the file itself or from what is to become it. Raises UserError."""
     advice = "mend it, move it away, or choose another --out-dir"
     try:
-        rows = pd.read_csv(source, dtype={"torch": str, "commit": str, "teacher_sha": str})
+        rows = pd.read_csv(source, dtype=dict.fromkeys(TEXT, str))
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise UserError(f"cannot read {path} ({brief(error)}): {advice}") from None
     if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):

@@ -1,7 +1,6 @@
 """One cell in training, and its step."""
 
 import functools
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
+from engine.optimise import learning_rate, optimiser
 from images.views import SIZE
 from losses import METHODS, hard_loss
 from models import at_least_float32, autocast, build, widest
@@ -70,14 +70,8 @@ class Trainee:
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
         on_gpu = device.type == "cuda"
         self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
-        self.t_max, self.clip = settings.t_max, settings.clip
-        self.optimiser = torch.optim.SGD(
-            self.model.parameters(),
-            self.lr,
-            settings.momentum,
-            weight_decay=cell.weight_decay,
-            fused=on_gpu,
-        )
+        self.settings = settings
+        self.optimiser = optimiser(self.model.parameters(), self.lr, cell, settings)
         self.epoch = 0  # epochs done
         self.step = 0  # steps done in the epoch under way
         # Over the epoch's images so far: loss, hard, soft, correct, images.
@@ -104,7 +98,7 @@ class Trainee:
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0."""
-        return cosine_lr(self.cell.lr, epoch, self.t_max)
+        return learning_rate(self.cell.lr, epoch, self.settings)
 
     def anneal(self, epoch: int) -> None:
         """Set the learning rate to that of an epoch, from 0."""
@@ -123,9 +117,8 @@ class Trainee:
         """All that a step changes, the very memory."""
         modules = [self.model, *([self.regressor] if self.regressor else [])]
         weights = [tensor for module in modules for tensor in module.state_dict().values()]
-        states = self.optimiser.state.values()
-        momenta = [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
-        return [*weights, *momenta, self.sums]
+        kept = [value for own in self.optimiser.state.values() for value in own.values()]
+        return [*weights, *(value for value in kept if isinstance(value, Tensor)), self.sums]
 
     @torch.no_grad()
     def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:
@@ -165,23 +158,18 @@ class Trainee:
             self.regressor.load_state_dict(state["regressor"])
         self.optimiser.load_state_dict(state["optimiser"])
         # A stack's momentum is laid out in another way than a lone cell's weights, and on a GPU
-        # torch's SGD takes the two in one layout alone.
+        # torch's fused optimisers take the two in one layout alone.
         for parameter, own in self.optimiser.state.items():
-            if own.get("momentum_buffer") is not None:
-                buffer = torch.empty_like(parameter, requires_grad=False)
-                own["momentum_buffer"] = buffer.copy_(own["momentum_buffer"])
+            for name, value in own.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    own[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
         self.best = state.get("best")
 
 
-def cosine_lr(lr: float, epoch: int, t_max: int) -> float:
-    """CosineAnnealingLR's closed form (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts)."""
-    return lr * (1 + math.cos(math.pi * epoch / t_max)) / 2
-
-
 def student_step(trainee: Trainee, batch: Batch) -> None:
-    """One SGD step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
+    """One step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
     trainee.model.train()
     if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
         purpose = f"dropout in step {trainee.step}"
@@ -204,8 +192,8 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
-    if trainee.clip:
-        nn.utils.clip_grad_norm_(trainee.learned(), trainee.clip)
+    if trainee.settings.clip:
+        nn.utils.clip_grad_norm_(trainee.learned(), trainee.settings.clip)
     trainee.optimiser.step()
     with torch.no_grad():
         correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()

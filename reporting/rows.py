@@ -11,19 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from engine.cells import DATA_SETTINGS, REFERENCE
+from engine.cells import DATA_SETTINGS, REFERENCE, SETTINGS
 from models import MODELS
 from utils import UserError
 
-PROTOCOL = (
-    *("dataset", "train_size", "val_size", "epochs", "batch_size", "last_batch", "lr"),
-    *("t_max", "momentum", "weight_decay", "clip", "normalization"),
-)
+PROTOCOL = tuple(SETTINGS)
 IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
-TEXT = (
-    *("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device"),
-    "last_batch",
-)
+TEXT = ("run_id", "role", "model", "teacher", "method", "device")
+TEXT += tuple(name for name in PROTOCOL if isinstance(REFERENCE[name], str))
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
@@ -56,7 +51,20 @@ class Protocol:
 
     @property
     def annealed(self) -> bool:
-        return self.settings["t_max"] == self.settings["epochs"]
+        return is_annealed(self.settings)
+
+
+def is_annealed(settings: dict) -> bool:
+    """Whether the learning rate is low at the end: T_max is epochs, or a milestone was passed."""
+    if settings["schedule"] == "step":
+        return int(settings["milestones"].split()[0]) < settings["epochs"]
+    return settings["t_max"] == settings["epochs"]
+
+
+def applies(name: str, settings: dict) -> bool:
+    """Whether a setting says anything beside the others: not T_max of steps, nor a flag not set."""
+    other, value = SETTINGS[name].metadata["only"] or (name, settings[name])
+    return settings[other] == value and (REFERENCE[name] is not False or bool(settings[name]))
 
 
 def is_reference(settings: dict) -> bool:
@@ -101,10 +109,12 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
 
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError for a row that no run could have left."""
+    no_epochs = ~rows.milestones.str.fullmatch(r"[1-9]\d*( [1-9]\d*)*")
     accuracies = rows[["test_acc", "best_test_acc", "val_acc", "best_val_acc"]]
     for wrong, what in (
         (rows.seed.isna() | (rows.seed % 1 != 0) | (rows.model == ""), "no whole seed or no model"),
         ((rows.epochs % 1 != 0) | (rows.epochs < 1), "no whole number of epochs"),
+        ((rows.schedule == "step") & no_epochs, "a step schedule and no milestones"),
         ((rows.seconds < 0) | (rows.seconds > 1e10), "seconds that no run took"),
         (((accuracies < 0) | (accuracies > 1)).any(axis=1), "an accuracy that is no fraction of 1"),
     ):
@@ -165,7 +175,7 @@ def protocol(
     twins = teachers[same & teachers.student.isin(rows.student)]
     everyone = with_variants(pd.concat([rows, twins]))
     own = "val" if rows.val_epoch_test_acc.notna().any() else "best"
-    metric = asked or ("last" if settings["t_max"] == settings["epochs"] else own)
+    metric = asked or ("last" if is_annealed(settings) else own)
     everyone = everyone.assign(value=everyone[METRICS[metric][0]], val=everyone[METRICS[metric][1]])
 
     cell = [*CELL, "seed"]

@@ -16,6 +16,7 @@ from reporting.rows import (
     NO_TEMPERATURE,
     PROTOCOL,
     Protocol,
+    applies,
     is_reference,
     short_ids,
 )
@@ -23,6 +24,7 @@ from reporting.rows import (
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
 MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
 LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
+STEP = ("schedule", "milestones", "gamma")
 SAME = ("amp", "device", "machine", "torch", "commit", "data", "test_data", "teacher")
 SAME += ("teacher_sha", "epochs measured")
 LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy")
@@ -115,15 +117,23 @@ def title(settings: dict) -> str:
     parts = [str(settings["dataset"]), f"{settings['train_size']:,.0f} training images"]
     if settings["val_size"]:
         parts.append(f"{settings['val_size']:,.0f} for validation")
-    parts += [plural(int(settings["epochs"]), "epoch"), f"T_max {settings['t_max']:g}"]
-    told = ("dataset", "train_size", "val_size", "epochs", "t_max")
+    parts += [plural(int(settings["epochs"]), "epoch"), schedule(settings)]
+    told = ("dataset", "train_size", "val_size", "epochs", "t_max", *STEP)
     for name in PROTOCOL:
         value = settings[name]
         if name not in told and value != REFERENCE[name]:
-            parts.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
+            words = value if isinstance(value, str) else f"{value:g}"
+            parts.append(name if REFERENCE[name] is False else f"{name} {words}")
     if "images" in settings:
         parts.append(f"images {settings['images']}")
     return ", ".join(parts) + (" (the reference's protocol)" if is_reference(settings) else "")
+
+
+def schedule(settings: dict) -> str:
+    """`T_max 200`, or `lr × 0.1 after epoch 150 180 210`."""
+    if settings["schedule"] == "step":
+        return f"lr × {settings['gamma']:g} after epoch {settings['milestones']}"
+    return f"T_max {settings['t_max']:g}"
 
 
 def sheet(results: Results) -> pd.DataFrame:
@@ -207,11 +217,12 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
     lines = []
     for role, rows in both.items():
         for (model, *_), part in rows.groupby(["student", *PROTOCOL], dropna=False):
-            params, epochs, t_max = part.iloc[0][["params", "epochs", "t_max"]]
+            first = part.iloc[0]
             flattered = (part.best_test_acc - part.val_epoch_test_acc).dropna()
             lines.append({
                 "role": role, "model": model, "runs": str(len(part)),
-                "parameters": fixed(params, 0, ","), "epochs, T_max": f"{epochs:g}, {t_max:g}",
+                "parameters": fixed(first.params, 0, ","),
+                "epochs, T_max": f"{first.epochs:g}, {schedule(first)}".replace("T_max ", ""),
                 "last epoch": several(part.test_acc), "best epoch": several(part.best_test_acc),
                 "validation's epoch": several(part.val_epoch_test_acc),
                 "best − validation's": over_seeds(flattered) if len(flattered) else NONE,
@@ -248,10 +259,12 @@ def several_teachers(protocol: Protocol) -> str:
 def made_with(results: Results) -> str:
     """The settings and what the runs were made on: students' and teachers' values."""
     parts = {"students": results.protocol.rows, "teachers": results.protocol.teachers}
+    each = [row for part in parts.values() for row in part.to_dict("records")]
+    settings = [name for name in PROTOCOL if any(applies(name, row) for row in each)]
     lines = [
         {"column": f"`{name}`"}
         | {who: ", ".join(distinct(part[name])) or NONE for who, part in parts.items()}
-        for name in (*PROTOCOL, *LOGGED, "commit", "teacher", "teacher_sha")
+        for name in (*settings, *LOGGED, "commit", "teacher", "teacher_sha")
     ]
     lines = [line for line in lines if {line["students"], line["teachers"]} != {NONE}]
     return show(pd.DataFrame(lines), "column", "students", "teachers")

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 
 import sides
-from reporting.rows import PROTOCOL
+from reporting.rows import PROTOCOL, applies
 from reporting.tables import (
     distinct,
     duration,
@@ -36,6 +36,7 @@ NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature
 def page(trial: Trial) -> dict:
     """What the template shows: texts and tables."""
     rows, steps = trial.rows, trial.steps
+    fixed = [n for n in PROTOCOL if n not in OF_PLACE and applies(n, rows.iloc[0])]
     return {
         "findings": findings(trial),
         "expect": expect(trial),
@@ -45,7 +46,7 @@ def page(trial: Trial) -> dict:
         "unfinished": unfinished(trial),
         "choices": choices(trial),
         "at_border": at_border(trial),
-        "settings": {name: distinct(rows[name])[0] for name in PROTOCOL if name not in OF_PLACE},
+        "settings": {name: distinct(rows[name])[0] for name in fixed},
         "lengths": [
             f"{images:,.0f} images: {plural(int(epochs), 'epoch')}, "
             f"{steps[images]:,.0f} steps, {span(trial.entries.asked[images])} fresh seeds"

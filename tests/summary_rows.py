@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import summarize
 import utils
+from engine.cells import REFERENCE as PROTOCOL
 from engine.rows import COLUMNS, csv_path, read_rows
 from reporting import report
 
@@ -27,18 +28,10 @@ PICTURES = ["heatmap", "curves", "lines"]
 
 def row(run_id, acc, **changes):
     """One finished run; `acc` is the last epoch's, and the best's unless said otherwise."""
-    blank = dict.fromkeys(COLUMNS, np.nan)
+    blank = dict.fromkeys(COLUMNS, np.nan) | PROTOCOL
     what = {"run_id": run_id, "role": "student", "model": "cnn", "width": 16, "method": "none"}
     what |= {"alpha": 0.0, "scale_t2": False, "seed": 0, "dataset": "cifar10", "epochs": 6}
-    what |= {"train_size": 50000, "val_size": 0, "batch_size": 128, "lr": 0.1, "t_max": 6}
-    what |= {
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "last_batch": "keep",
-        "clip": 0.0,
-        "normalization": "reference",
-        "amp": False,
-    }
+    what |= {"train_size": 50000, "t_max": 6}
     what |= {"test_acc": acc, "best_test_acc": acc, "best_epoch": 6, "test_loss": 1.1}
     what |= {"train_acc": 0.6, "ece": 0.021, "params": 25578, "seconds": 60.0}
     where = {"device": "cpu", "machine": "a CPU, 2 cores", "threads": 1, "ranks": 1}

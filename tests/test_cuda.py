@@ -140,11 +140,15 @@ def test_a_sheet_finds_the_same_bits_in_any_company(tmp_path):
 OWN = [{"lr": 1 / 32}, {"lr": 1 / 64, "weight_decay": 1 / 128}]
 
 
-@pytest.mark.parametrize("momentum, clip", [(0.0, 0.0), (0.9, 1.0)])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"momentum": 0.9, "clip": 1.0, "nesterov": True}, {"optimizer": "adamw"}],
+    ids=str,
+)
 @pytest.mark.parametrize("method", RESPONSE)
-def test_fused_agrees_with_the_loop(method, momentum, clip):
+def test_fused_agrees_with_the_loop(method, changes):
     """To 1e-10 in float64 over 20 steps, of which the first two were the loop's in both."""
-    settings = replace(TINY, momentum=momentum, clip=clip)
+    settings = replace(TINY, **changes)
     cells = [
         of_response(method, a, t, **own) for a in (0.3, 0.9) for t in (1.0, 4.0) for own in OWN
     ]
@@ -209,9 +213,10 @@ def test_46_cells_agree_with_the_loop_in_float32():
         torch.testing.assert_close(a.sums / a.sums[4], b.sums / b.sums[4], rtol=0, atol=1e-3)
 
 
-def test_a_lone_cell_goes_on_from_a_stack():
+@pytest.mark.parametrize("changes", [{"momentum": 0.9}, {"optimizer": "adamw"}], ids=str)
+def test_a_lone_cell_goes_on_from_a_stack(changes):
     """As on more ranks than before: momentum in another layout, the rate in the very tensor."""
-    settings = replace(TINY, momentum=0.9)
+    settings = replace(TINY, **changes)
     stacked = [Trainee(cell, settings, 10, DEVICE) for cell in GRID]
     lone, team = Trainee(GRID[0], settings, 10, DEVICE), FusedStep(stacked)
     team(random_batch(32, 0))
@@ -238,9 +243,14 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("what", RECORDED)
-def test_recorded_steps_leave_what_launched_ones_do(monkeypatch, what, momentum):
+@pytest.mark.parametrize(
+    "what, changes",
+    [
+        *itertools.product(RECORDED, ({}, {"momentum": 0.9})),
+        *itertools.product(("a stack", "one CNN"), [{"optimizer": "adamw"}]),
+    ],
+)
+def test_recorded_steps_leave_what_launched_ones_do(monkeypatch, what, changes):
     """Over two epochs of three whole batches and a last of four images.
 
     cuDNN is told to add in a fixed order; some of torch's own kernels may not. So two passes of
@@ -248,7 +258,7 @@ def test_recorded_steps_leave_what_launched_ones_do(monkeypatch, what, momentum)
     where they are equal, 1e-4, far less than a step of these.
     """
     cells, amp = RECORDED[what]
-    settings = replace(TINY, momentum=momentum, amp=amp)
+    settings = replace(TINY, **changes, amp=amp)
     pass_, recorded = two_epochs(cells, settings)
     assert pass_.replay
     monkeypatch.setattr(steps, "CAPTURE", {})

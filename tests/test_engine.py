@@ -1,6 +1,5 @@
 """The engine's promises: the same bits alone and in company, fused as in the loop, going on."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -14,20 +13,10 @@ from engine.loop import train
 from engine.measure import calibration_error
 from engine.resume import Keeper, Unfinished, claim, clear, folder_of, load_state, save_state
 from engine.rows import csv_path, read_rows
-from engine.trainee import Batch, Trainee, cosine_lr, student_step
+from engine.trainee import Batch, Trainee, student_step
 from images.views import epoch_views, gather, normalise, plain
 from losses import METHODS
 from utils import Interrupted, UserError
-
-
-def test_cosine_is_torchs():
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([parameter], 0.1)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
-    for epoch in range(230):  # beyond T_max too, where both rise again
-        assert math.isclose(cosine_lr(0.1, epoch, 200), scheduler.get_last_lr()[0], abs_tol=1e-12)
-        optimiser.step()
-        scheduler.step()
 
 
 @pytest.mark.parametrize(

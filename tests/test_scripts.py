@@ -16,7 +16,7 @@ import distill
 import summarize
 import train_student
 import train_teacher
-from engine.cells import OPTIMISER, SHORT, Settings
+from engine.cells import OPTIMISER, SETTINGS, Settings
 from engine.rows import COLUMNS, read_rows
 from reporting.rows import PROTOCOL
 
@@ -397,6 +397,6 @@ def test_a_setting_is_known_everywhere():
     """One that is not is lost from run ids, from rows, or mixes protocols in the report."""
     names = {*Settings.__dataclass_fields__, *OPTIMISER}
     how = {"amp"}  # says how a run is computed, not what is
-    assert set(SHORT) == names - how
+    assert set(SETTINGS) == names - how
     assert names <= set(COLUMNS)
     assert set(PROTOCOL) == names - how

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -37,12 +38,17 @@ def batch_number(step: int, data, teacher) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "momentum, clip, method",
-    [(0.0, 0.0, "kd"), (0.9, 1.0, "kd"), *((0.9, 0.0, name) for name in RESPONSE)],
+    "changes, method",
+    [
+        ({}, "kd"),
+        ({"momentum": 0.9, "clip": 1.0, "nesterov": True}, "kd"),
+        ({"optimizer": "adamw"}, "kd"),
+        *(({"momentum": 0.9}, name) for name in RESPONSE),
+    ],
 )
-def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, momentum, clip, method):
+def test_fused_agrees_with_the_loop(tiny_data, tiny_teacher, changes, method):
     """To 1e-10 in float64 over 20 steps, with a control and scaled cells in the same company."""
-    settings = replace(TINY, momentum=momentum, clip=clip)
+    settings = replace(TINY, **changes)
     cells = [
         of_response(method, a, t, **own) for a in (0.3, 0.9) for t in (1.0, 4.0) for own in OWN
     ]
@@ -182,12 +188,17 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("what", RECORDED)
-def test_a_recorded_step_leaves_the_same_bits(make_run, monkeypatch, what, momentum):
-    """Warm-up leaves no trace in weights, momentum, batch-norm statistics or sums."""
+@pytest.mark.parametrize(
+    "what, changes",
+    [
+        *product(RECORDED, ({}, {"momentum": 0.9})),
+        *product(("a stack", "one CNN"), [{"optimizer": "adamw"}]),
+    ],
+)
+def test_a_recorded_step_leaves_the_same_bits(make_run, monkeypatch, what, changes):
+    """Warm-up leaves no trace in weights, the optimiser, batch-norm statistics or sums."""
     cells = RECORDED[what]
-    settings = replace(TINY, momentum=momentum, epochs=3, t_max=3)
+    settings = replace(TINY, **changes, epochs=3, t_max=3)
     monkeypatch.setattr(steps, "FUSES", {"cpu"})
     eager = train_all(cells, make_run("eager", settings))
     tape = Tape()
