@@ -9,10 +9,11 @@ from typing import NoReturn
 from engine.cells import Cell, Settings
 from images.sources import SOURCES
 from losses import METHODS
-from models import MODELS
+from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
 from utils import LARGEST, ROOT, UserError
 
 DEFAULTS = Settings()
+NAMES = f"{', '.join([*sorted(MODELS), *NETWORKS])}, {ELSEWHERE}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +46,7 @@ THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
 SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+FINITE = number(float, lambda v: True, "a number")
 BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 
@@ -75,7 +77,9 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--normalization", choices=["reference", "data"], default=DEFAULTS.normalization,
         help="the reference's constants, or the training set's own")  # fmt: skip
     add = p.add_argument_group("optimisation").add_argument
-    add("--epochs", type=COUNT, default=DEFAULTS.epochs, help="passes over the training set")
+    add("--epochs", type=COUNT if sweeps else COUNT_OR_NONE, default=DEFAULTS.epochs,
+        help="passes over the training set" if sweeps else "0: --weights as they are; else passes "
+        "over the training set")  # fmt: skip
     add("--batch-size", type=COUNT, default=DEFAULTS.batch_size, help="images a step")
     add("--last-batch", choices=["keep", "drop", "weigh"], default=DEFAULTS.last_batch,
         help="an epoch's last batch, if smaller: a step as long as any, no step, or one as long "
@@ -114,18 +118,37 @@ def as_given(value: float, sweeps: bool) -> list[float] | float:
     return [value] if sweeps else value
 
 
+def add_weights(p: Parser) -> None:
+    """A teacher's first weights, from elsewhere."""
+    add = p.add_argument_group("weights from elsewhere").add_argument
+    add("--weights", type=Path, metavar="FILE",
+        help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
+        "under state_dict, model or net")  # fmt: skip
+    for what, kind in (("mean", FINITE), ("std", POSITIVE)):
+        add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
+            help=f"the {what} of its images, of pixels from 0 to 1; unset: as "
+            "--normalization")  # fmt: skip
+
+
 def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
     """The flags of train_teacher.py and train_student.py, here also as distill.py names them."""
     add = p.add_argument_group("network").add_argument
-    add("--model", *["--student"] * sweeps, choices=sorted(MODELS), default=default,
-        help="which network")  # fmt: skip
+    add("--model", *["--student"] * sweeps, type=named, default=default, metavar="NETWORK",
+        help=f"which network: {NAMES}")  # fmt: skip
     add("--width", *["--student-width"] * sweeps, type=WIDTH, nargs="+" if sweeps else None,
         help="channels of its first stage; unset: the network's own")  # fmt: skip
 
 
+def widths_of(model: str, given: list[int] | None) -> list[int]:
+    """The widths that were asked for, or the network's own. Raises UserError if it has none."""
+    if given and model not in MODELS:
+        raise UserError(f"{model} has no width to choose, as {' and '.join(MODELS)} have")
+    return given or [default_width(model)]
+
+
 def sweep(args: argparse.Namespace, model: str, widths: list[int] | None) -> list[dict]:
     """Seed by seed every combination of a student's own settings, as keywords of Cell."""
-    widths = widths or [MODELS[model].DEFAULT_WIDTH]
+    widths = widths_of(model, widths)
     names = ("model", "seed", "width", "lr", "weight_decay")
     every = product([model], args.seed, widths, args.lr, args.weight_decay)
     return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(every)]
@@ -138,6 +161,9 @@ def add_teacher(p: Parser) -> None:
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
     add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
+    add("--teacher-model", type=imported, metavar="FILE.py:Net",
+        help="the network of the teacher's checkpoint, where it is your own: a checkpoint has no "
+        "file imported")  # fmt: skip
     add("--other-classes", action="store_true",
         help="a teacher whose classes have other names or another order is meant")  # fmt: skip
 
@@ -145,7 +171,8 @@ def add_teacher(p: Parser) -> None:
 def add_distillation(p: Parser) -> None:
     """The flags of distill.py: student, method and its grid."""
     add = p.add_argument_group("student").add_argument
-    add("--student", choices=sorted(MODELS), default="cnn", help="which network learns")
+    add("--student", type=named, default="cnn", metavar="NETWORK",
+        help=f"which network learns: {NAMES}")  # fmt: skip
     add("--student-width", type=WIDTH, nargs="+",
         help="channels of its first stage; unset: its own")  # fmt: skip
     add("--alone", action="store_true",
@@ -165,6 +192,10 @@ def add_distillation(p: Parser) -> None:
         help="where the teacher's answers are kept for later commands: beside its checkpoint, "
         "nowhere, or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
+    for whose in ("student", "teacher"):
+        add(f"--{whose}-layers", nargs="+", default=[], metavar="LAYER",
+            help=f"the {whose}'s stages, from shallow to deep, for feature and relation methods: "
+            "names of modules; unset: the last output of each height and width")  # fmt: skip
 
 
 def method_help() -> str:

@@ -1,6 +1,7 @@
 """Train a teacher: ResNet-18 on CIFAR-10 by default. Its checkpoint is what distill.py learns from.
 
 python train_teacher.py
+python train_teacher.py --model torchvision:resnet50 --weights r50.pt --epochs 0    # one of yours
 torchrun --nproc-per-node 4 train_teacher.py      # the batch split over four GPUs
 """
 
@@ -12,16 +13,23 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 import flags
 from engine.cells import Cell
 from engine.grid import run_command
-from models import MODELS
-from utils import run_script
+from engine.weights import moments_text, read_weights
+from utils import UserError, run_script
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags.parser(__doc__.splitlines()[0], sweeps=False)
     flags.add_model(parser, default="resnet18", sweeps=False)
+    flags.add_weights(parser)
     args = parser.parse_args(argv)
-    width = args.width or MODELS[args.model].DEFAULT_WIDTH
+    [width] = flags.widths_of(args.model, args.width and [args.width])
     own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
+    if args.mean or args.std:
+        args.normalization = moments_text(args.mean, args.std)
+    if args.weights:
+        own["weights"], args.weights = read_weights(args.weights)
+    elif not args.epochs:
+        raise UserError("--epochs 0 takes weights as they are: name them with --weights")
     run_command([Cell(args.model, width, seed, **own) for seed in dict.fromkeys(args.seed)], args)
 
 

@@ -27,6 +27,7 @@ from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
 from images.sources import Data
+from models import code_of
 from utils import (
     ROOT,
     Interrupted,
@@ -94,6 +95,7 @@ class Run:
     keep_best: bool = False
     sheet: Sheet | None = None
     eval_every: int = 1  # epochs from one measurement to the next; the last is always measured
+    weights: dict[str, torch.Tensor] | None = None  # a teacher's first, of --weights
 
 
 class Unfinished:
@@ -251,9 +253,13 @@ class Unfinished:
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
             "DDP ranks": run.ranks.world if self.ddp else 1,
             "code": code_checksum(),
+            "network": " ".join(sorted({code_of(cell.model) for cell in self.group})),
+            "teacher's network": run.teacher.code if self.taught else "",
             **asdict(run.settings),
             # A student's run id says its own settings, a teacher's does not.
-            **{n: [getattr(c, n) for c in self.group if c.teaches] for n in OPTIMISER},
+            **{
+                n: [getattr(c, n) for c in self.group if c.teaches] for n in (*OPTIMISER, "weights")
+            },
         }
 
     def other_basis(self, saved: dict) -> list[str]:
