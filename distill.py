@@ -30,10 +30,15 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         raise UserError("--scale-t2 belongs to --method kd: leave one of them out")
     if args.beta and (not method or method.beta is None):
         raise UserError(f"--method {args.method} has no weight of its own: leave --beta out")
+    layers = {name: " ".join(getattr(args, name)) for name in ("student_layers", "teacher_layers")}
+    if any(layers.values()) and (not method or method.family not in ("feature", "relation")):
+        raise UserError(f"--method {args.method} compares no layers: leave --student-layers and "
+                        "--teacher-layers out")  # fmt: skip
     betas = args.beta or [method.beta if method else None]
     common = {
         "method": args.method,
         "scale_t2": args.scale_t2,
+        **layers,
         "teacher_seed": teacher_seed(args) if is_taught(args.method) else None,
     }
     cells = []

@@ -7,9 +7,21 @@ from typing import NoReturn
 
 from engine.cells import OPTIMISER, SETTINGS, flag
 from losses import METHODS
-from models import MODELS
+from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
 from utils import ROOT, UserError
-from values import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE, SHARE, THREADS, WIDTH, filled
+from values import (
+    COUNT,
+    COUNT_OR_NONE,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    THREADS,
+    WIDTH,
+    filled,
+)
+
+NAMES = f"{', '.join([*sorted(MODELS), *NETWORKS])}, {ELSEWHERE}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +43,12 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     )
     groups = {name: p.add_argument_group(name).add_argument for name in ("data", "optimisation")}
     for name, setting in SETTINGS.items():
-        own = {"nargs": "+", "default": [setting.default]} if sweeps and name in OPTIMISER else {}
+        own = {}
+        if sweeps and name in OPTIMISER:
+            own = {"nargs": "+", "default": [setting.default]}
+        elif name == "epochs" and not sweeps:
+            own = {"type": COUNT_OR_NONE, "help": "0: --weights as they are; else passes over the "
+                   "training set"}  # fmt: skip
         groups[setting.metadata["group"]](flag(name), **{**setting.metadata["flag"], **own})
     groups["data"]("--data-dir", type=Path, default=ROOT / "data",
         help="where the data set is or goes")  # fmt: skip
@@ -55,18 +72,37 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     return p
 
 
+def add_weights(p: Parser) -> None:
+    """A teacher's first weights, from elsewhere."""
+    add = p.add_argument_group("weights from elsewhere").add_argument
+    add("--weights", type=Path, metavar="FILE",
+        help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
+        "under state_dict, model or net")  # fmt: skip
+    for what, kind in (("mean", FINITE), ("std", POSITIVE)):
+        add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
+            help=f"the {what} of its images, of pixels from 0 to 1; unset: as "
+            "--normalization")  # fmt: skip
+
+
 def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
     """The flags of train_teacher.py and train_student.py, here also as distill.py names them."""
     add = p.add_argument_group("network").add_argument
-    add("--model", *["--student"] * sweeps, choices=sorted(MODELS), default=default,
-        help="which network")  # fmt: skip
+    add("--model", *["--student"] * sweeps, type=named, default=default, metavar="NETWORK",
+        help=f"which network: {NAMES}")  # fmt: skip
     add("--width", *["--student-width"] * sweeps, type=WIDTH, nargs="+" if sweeps else None,
         help="channels of its first stage; unset: the network's own")  # fmt: skip
 
 
+def widths_of(model: str, given: list[int] | None) -> list[int]:
+    """The widths that were asked for, or the network's own. Raises UserError if it has none."""
+    if given and model not in MODELS:
+        raise UserError(f"{model} has no width to choose, as {' and '.join(MODELS)} have")
+    return given or [default_width(model)]
+
+
 def sweep(args: argparse.Namespace, model: str, widths: list[int] | None) -> list[dict]:
     """Seed by seed every combination of a student's own settings, as keywords of Cell."""
-    widths = widths or [MODELS[model].DEFAULT_WIDTH]
+    widths = widths_of(model, widths)
     names = ("model", "seed", "width", "lr", "weight_decay")
     every = product([model], args.seed, widths, args.lr, args.weight_decay)
     return [dict(zip(names, values, strict=True)) for values in dict.fromkeys(every)]
@@ -79,6 +115,9 @@ def add_teacher(p: Parser) -> None:
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
     add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
+    add("--teacher-model", type=imported, metavar="FILE.py:Net",
+        help="the network of the teacher's checkpoint, where it is your own: a checkpoint has no "
+        "file imported")  # fmt: skip
     add("--other-classes", action="store_true",
         help="a teacher whose classes have other names or another order is meant")  # fmt: skip
 
@@ -86,7 +125,8 @@ def add_teacher(p: Parser) -> None:
 def add_distillation(p: Parser) -> None:
     """The flags of distill.py: student, method and its grid."""
     add = p.add_argument_group("student").add_argument
-    add("--student", choices=sorted(MODELS), default="cnn", help="which network learns")
+    add("--student", type=named, default="cnn", metavar="NETWORK",
+        help=f"which network learns: {NAMES}")  # fmt: skip
     add("--student-width", type=WIDTH, nargs="+",
         help="channels of its first stage; unset: its own")  # fmt: skip
     add("--alone", action="store_true",
@@ -106,6 +146,10 @@ def add_distillation(p: Parser) -> None:
         help="where the teacher's answers are kept for later commands: beside its checkpoint, "
         "nowhere, or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
+    for whose in ("student", "teacher"):
+        add(f"--{whose}-layers", nargs="+", default=[], metavar="LAYER",
+            help=f"the {whose}'s stages, from shallow to deep, for feature and relation methods: "
+            "names of modules; unset: the last output of each height and width")  # fmt: skip
 
 
 def method_help() -> str:

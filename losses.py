@@ -173,8 +173,8 @@ class Method:
     """One line of the registry: what is minimised, and what the engine must know about it.
 
     response: loss(student_logits, teacher_logits, labels, temperature).
-    feature and relation: loss(student_stages, teacher_stages, regressor), the stages as the models
-    return them, the regressor None unless the method has one.
+    feature and relation: loss(student_stages, teacher_stages, regressor), the stages as
+    models.stages finds them, the regressor None unless the method has one.
     """
 
     family: str  # response | feature | relation; labels: it asks no teacher
@@ -182,9 +182,9 @@ class Method:
     paper: str
     temperature: bool = False  # has a T to sweep
     beta: float | None = None  # its paper's weight; None: it has none of its own
-    # (student_channels, teacher_channels) -> a module to train along, for the layers of
-    # stage_losses.hint_pair
-    regressor: Callable[[int, int], nn.Module] | None = None
+    # (student_channels, teacher_channels, whether the teacher's has negative values) -> a module to
+    # train along, for the layers of stage_losses.hint_pair
+    regressor: Callable[[int, int, bool], nn.Module] | None = None
 
 
 METHODS: dict[str, Method] = {

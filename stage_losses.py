@@ -1,8 +1,8 @@
 """The losses on layers: feature methods compare activations, relation methods pairs of samples.
 
-All take (student_stages, teacher_stages, regressor): the named activations that the models return
-with stages=True, [B, C, H, W] from shallow to deep and `pooled` [B, D], and None unless the method
-trains a regressor along. Student and teacher may differ in every size but B. losses.py registers
+All take (student_stages, teacher_stages, regressor): the activations that models.stages finds,
+[B, C, H, W] from shallow to deep and `pooled` [B, D], and None unless the method trains a regressor
+along. Student and teacher may differ in every size but B. losses.py registers
 them; it also says how alpha and beta weigh them.
 """
 
@@ -84,13 +84,17 @@ def pooled(stages: Stages, who: str) -> Tensor:
 # ---------------------------------------------------------------- feature
 
 
-def hint_regressor(student_channels: int, teacher_channels: int) -> nn.Module:
+def hint_regressor(
+    student_channels: int, teacher_channels: int, negative: bool = False
+) -> nn.Module:
     """Student's stage to teacher's for fitnet, [B, C_s, H, W] to [B, C_t, H, W].
 
     A convolution whose kernel takes the one map's size to the other's (Romero et al. 2015, section
-    2.2): 1x1, as they are equal. Then the ReLU, since hint and guess are to have the same one.
+    2.2): 1x1, as they are equal. Then the ReLU, since hint and guess are to have the same one; none
+    where the hint has `negative` values, which no ReLU can guess.
     """
-    return nn.Sequential(nn.Conv2d(student_channels, teacher_channels, 1), nn.ReLU())
+    convolution = nn.Conv2d(student_channels, teacher_channels, 1)
+    return nn.Sequential(convolution, *[] if negative else [nn.ReLU()])
 
 
 def fitnet(student_stages: Stages, teacher_stages: Stages, regressor: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 python train_teacher.py
 python train_teacher.py --width 32 --seed 0 1 2
+python train_teacher.py --model torchvision:resnet50 --weights r50.pt --epochs 0    # one of yours
 """
 
 import sys
@@ -12,16 +13,23 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 import flags
 from engine.cells import Cell
 from engine.grid import run_command
-from models import MODELS
-from utils import run_script
+from engine.weights import moments_text, read_weights
+from utils import UserError, run_script
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags.parser(__doc__.splitlines()[0], sweeps=False)
     flags.add_model(parser, default="resnet18", sweeps=False)
+    flags.add_weights(parser)
     args = parser.parse_args(argv)
-    width = args.width or MODELS[args.model].DEFAULT_WIDTH
+    [width] = flags.widths_of(args.model, args.width and [args.width])
     own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
+    if args.mean or args.std:
+        args.normalization = moments_text(args.mean, args.std)
+    if args.weights:
+        own["weights"], args.weights = read_weights(args.weights)
+    elif not args.epochs:
+        raise UserError("--epochs 0 takes weights as they are: name them with --weights")
     run_command([Cell(args.model, width, seed, **own) for seed in dict.fromkeys(args.seed)], args)
 
 

@@ -5,13 +5,14 @@ differs from the reference protocol, so that two runs share an id only if they a
 """
 
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from images.sources import SOURCES
 from losses import METHODS, is_taught
-from models import MODELS
+from models import default_width, file_name
 from utils import UserError
 from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE
 
@@ -120,6 +121,9 @@ class Cell:
     )
     teacher_seed: int | None = None
     teaches: bool = False  # a teacher: found by data set, model and seed alone
+    student_layers: str = ""  # names of modules whose outputs are stages; blank: those found
+    teacher_layers: str = ""
+    weights: str = ""  # SHA-256 of the file that a teacher's first weights are from, 12 digits
 
     @property
     def family(self) -> str | None:
@@ -176,8 +180,8 @@ def text(value: float | str) -> str:
 
 def run_id(cell: Cell, settings: Settings) -> str:
     """Readable and unique: `cnn-kd-a0.5-T10-s0`, then what differs from the protocol."""
-    parts = [cell.model]
-    if cell.width != MODELS[cell.model].DEFAULT_WIDTH:
+    parts = [file_name(cell.model)]
+    if cell.width != default_width(cell.model):
         parts[0] += f"w{cell.width}"
     if cell.teaches:
         parts.append("teacher")
@@ -192,16 +196,27 @@ def run_id(cell: Cell, settings: Settings) -> str:
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")
+    parts += [
+        f"{short}_{in_short(layers)}"
+        for short, layers in (("sl", cell.student_layers), ("tl", cell.teacher_layers))
+        if layers
+    ]
     if cell.teaches:
         return "-".join(parts) + data_suffix(settings)
     return "-".join(parts) + changed(every_setting(cell, settings), SETTINGS)
+
+
+def in_short(layers: str) -> str:
+    """Layers as part of a run id: layer1+layer2, or a checksum where that is long."""
+    named = file_name("+".join(layers.split()))
+    return named if len(named) <= 40 else f"{zlib.crc32(layers.encode()):08x}"
 
 
 def label(cell: Cell) -> str:
     """The cell as a person would say it, for progress lines."""
     parts = [
         cell.model
-        if cell.width == MODELS[cell.model].DEFAULT_WIDTH
+        if cell.width == default_width(cell.model)
         else f"{cell.model} of width {cell.width}"
     ]
     if cell.teaches:

@@ -17,7 +17,9 @@ from engine.rows import best_path, csv_path, locked, machine, read_rows
 from engine.sheet import open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
+from engine.weights import fitting
 from images.sources import Data, load
+from models import code_of
 from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
 
 
@@ -53,6 +55,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         sheet = open_sheet(folder, teacher, data, machine(str(device)))
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
     how["keep_best"] = args.keep == "best"
+    if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
+        how["weights"] = fitting(args.weights, pending[0], len(data.classes))
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]
@@ -119,7 +123,9 @@ def meet_teacher(
         path = find_teacher(args, settings, needed)
         if not path:
             return None
-        teacher = load_teacher(path, data.classes, settings.amp, device, args.other_classes)
+        where = data.classes, settings.amp, device, args.other_classes, args.teacher_model
+        layers = tuple(getattr(args, "teacher_layers", None) or ())
+        teacher = load_teacher(path, *where, layers)
         if not args.teacher and teacher.data != data.fingerprint:
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
@@ -203,6 +209,11 @@ def pending_cells(
             for column, value in every_setting(cell, settings).items()
             if column not in ("amp", "train_size") and row[column] != value
         ]
+        own = {name: getattr(cell, name) for name in ("student_layers", "teacher_layers")}
+        own |= {"model": cell.model, "weights": cell.weights, "code": code_of(cell.model)}
+        kept = {name: "" if pd.isna(row[name]) else row[name] for name in own}
+        other += [f"{n} {kept[n] or 'none'}, now {own[n] or 'none'}" for n in own
+                  if kept[n] != own[n]]  # fmt: skip
         if cell.taught and sha and row.teacher_sha != sha:
             other.append(f"teacher {row.teacher_sha}, now {sha}")
         images = ("training", row.data, data.fingerprint), ("test", row.test_data, data.measured_on)

@@ -20,9 +20,9 @@ from engine.resume import Run, Unfinished
 from engine.rows import best_epoch, leave, on_cpu
 from engine.sheet import epoch_logits
 from engine.steps import Steps
-from engine.trainee import Trainee
+from engine.trainee import Trainee, draws
 from images.views import epoch_views, normalise, plain
-from utils import Curves
+from utils import Curves, UserError
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
@@ -35,6 +35,9 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     mine = pending[ranks.rank :: ranks.world]
     trainees = [Trainee(cell, settings, len(run.data.classes), run.device) for cell in mine]
     state = Unfinished(group, trainees, run)
+    if run.weights:
+        for trainee in trainees:
+            trainee.model.load_state_dict(run.weights)
     with state.claimed():
         introduce(trainees, run)
         state.restore()
@@ -45,6 +48,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
         progress = Progress(what, settings.epochs, steps.count, first, ranks.lead)
+        if not settings.epochs:  # --weights as they are
+            measure_untrained(trainees, steps, run)
         for epoch in range(first, settings.epochs):
             views = epoch_views(group[0].seed, epoch, len(images), run.device)
             logits = None
@@ -76,14 +81,31 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
 def introduce(trainees: list[Trainee], run: Run) -> None:
     """Let methods on activations see theirs and the teacher's once, before anything is written.
 
-    Raises UserError where the networks lack the layers that a method compares.
+    Raises UserError where the networks lack the layers that a method compares, or one cannot learn
+    from an epoch's last batch.
     """
+    settings, rest = run.settings, len(run.data.train) % run.settings.batch_size
+    for cell in {t.cell for t in trainees if rest == 1 and settings.last_batch != "drop"}:
+        try:
+            draws(cell.model, cell.width, len(run.data.classes), images=1)
+        except UserError as error:  # a batch norm that sees one number a channel
+            raise UserError(f"{error} (an epoch ends with 1 image: --last-batch drop)") from None
     learners = [t for t in trainees if t.learns_from_stages]
     if learners:
         pixels = plain(run.data.test, slice(0, 2))
         _, taught = run.teacher(pixels, stages=True)
         for trainee in learners:
             trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
+
+
+def measure_untrained(trainees: list[Trainee], steps: Steps, run: Run) -> None:
+    """The one record of networks that no epoch is to change."""
+    measured = measure.record(steps.predictor(trainees), run.data)
+    for trainee, found in zip(trainees, measured, strict=True):
+        trainee.history = [found]
+        if run.keep_best:
+            trainee.best = on_cpu(trainee.model.state_dict())
+        trainee.curves.write(0, found)
 
 
 def record(here: list[Trainee], epoch: int, steps: Steps, run: Run, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
 from images.sources import Data
+from models import code_of
 from utils import (
     ROOT,
     Interrupted,
@@ -89,6 +90,7 @@ class Run:
     keep_best: bool = False
     sheet: Sheet | None = None
     eval_every: int = 1  # epochs from one measurement to the next; the last is always measured
+    weights: dict[str, torch.Tensor] | None = None  # a teacher's first, of --weights
 
 
 class Unfinished:
@@ -236,9 +238,13 @@ class Unfinished:
             # On a GPU they have no part in the numbers, and a node with other cores may go on.
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
             "code": code_checksum(),
+            "network": " ".join(sorted({code_of(cell.model) for cell in self.group})),
+            "teacher's network": run.teacher.code if self.taught else "",
             **asdict(run.settings),
             # A student's run id says its own settings, a teacher's does not.
-            **{n: [getattr(c, n) for c in self.group if c.teaches] for n in OPTIMISER},
+            **{
+                n: [getattr(c, n) for c in self.group if c.teaches] for n in (*OPTIMISER, "weights")
+            },
         }
 
     def other_basis(self, saved: dict) -> list[str]:

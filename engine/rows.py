@@ -23,7 +23,7 @@ from engine.parallel import share
 from engine.resume import Run, Unfinished
 from engine.teacher import plain_logits
 from engine.trainee import Trainee
-from models import parameter_count
+from models import code_of, parameter_count
 from utils import (
     ROOT,
     UserError,
@@ -48,12 +48,12 @@ LATER = (
     ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
     + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
-    + ["test_data", "teacher_acc"]
+    + ["test_data", "teacher_acc", "student_layers", "teacher_layers", "weights", "code"]
 )
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]
 COLUMNS = FIRST + LATER
 # What may look like a number and is none: a commit, or a lone milestone.
-TEXT = ["torch", "commit", "teacher_sha"]
+TEXT = ["torch", "commit", "teacher_sha", "weights", "code"]
 TEXT += [name for name, value in REFERENCE.items() if isinstance(value, str)]
 
 
@@ -69,7 +69,8 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
         content = checkpoint_of(trainee, run, basis)
         save_checkpoint(path, content)
         if run.keep_best:
-            best = {"state": trainee.best, "epoch": best_epoch(trainee.history) + 1}
+            best = min(best_epoch(trainee.history) + 1, run.settings.epochs)
+            best = {"state": trainee.best, "epoch": best}
             save_checkpoint(best_path(path), content | best | {"progress": None})
         trainee.curves.close(row)
     rest = len(run.data.train) % run.settings.batch_size
@@ -110,7 +111,7 @@ def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> li
     common |= {"cells": cells, "seconds": round(seconds / cells, 2)}
     rows = []
     for trainee, own in zip(trainees, logits, strict=True):
-        row = common | cell_columns(trainee) | epoch_columns(trainee.history)
+        row = common | cell_columns(trainee) | epoch_columns(trainee.history, settings.epochs)
         row["ece"] = measure.calibration_error(own, data.test.labels)
         if teacher:
             row |= {"teacher": teacher.run_id, "teacher_sha": teacher.sha}
@@ -128,19 +129,24 @@ def cell_columns(trainee: Trainee) -> dict:
     taught = trainee.cell.taught
     role = "teacher" if teaches else "distill" if taught else "student"
     columns |= {"run_id": trainee.run_id, "role": role, "params": parameter_count(trainee.model)}
+    columns["code"] = code_of(trainee.cell.model)
     return columns | ({"alpha": None} if teaches else {})
 
 
-def epoch_columns(history: list[dict[str, float]]) -> dict:
-    """The last epoch's figures, and the best epochs', chosen on the test set and on validation."""
+def epoch_columns(history: list[dict[str, float]], epochs: int) -> dict:
+    """The last epoch's figures, and the best epochs', chosen on the test set and on validation.
+
+    Without epochs `history` is one record, and the best epoch is 0.
+    """
     last, best = history[-1], best_epoch(history, "test_acc")
-    columns = {name: last[name] for name in ("test_acc", "test_loss", "train_acc")}
-    columns |= {"best_test_acc": history[best]["test_acc"], "best_epoch": best + 1}
-    columns["test_curve"] = " ".join(f"{record.get('test_acc', nan):.6g}" for record in history)
+    columns = {name: last.get(name) for name in ("test_acc", "test_loss", "train_acc")}
+    columns |= {"best_test_acc": history[best]["test_acc"], "best_epoch": min(best + 1, epochs)}
+    curve = history[:epochs]
+    columns["test_curve"] = " ".join(f"{record.get('test_acc', nan):.6g}" for record in curve)
     if "val_acc" in last:
         best = best_epoch(history, "val_acc")
         columns |= {"val_acc": last["val_acc"], "best_val_acc": history[best]["val_acc"]}
-        columns["best_val_epoch"] = best + 1
+        columns["best_val_epoch"] = min(best + 1, epochs)
     return columns
 
 

@@ -128,6 +128,7 @@ def open_sheet(folder: Path, teacher: Teacher, data: Data, machine: str) -> Shee
         "torch": torch.__version__,
         "machine": machine,
         "form": FORM,
+        "network": teacher.code,
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{teacher.run_id}-{name}.sheet"

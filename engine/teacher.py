@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from images.views import Split, normalise, plain
-from models import MODELS, autocast, build
+from models import MODELS, Imported, Stages, autocast, build, find, is_own, on_device
 from utils import UserError, load_checkpoint
 
 # Views a forward pass; rounding depends on it, so it is fixed and not a flag.
@@ -29,6 +29,9 @@ class Teacher:
     amp: bool
     data: int = 0  # the fingerprint of the images it was trained on
     folder: Path | None = None  # where its checkpoint lies
+    layers: tuple[str, ...] = ()  # whose outputs are its stages; none: those found
+    code: str = ""  # checksum of the file that a user's own network is in
+    stages: Stages | None = None  # found when first asked for
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
@@ -37,8 +40,10 @@ class Teacher:
         with same_kernels(), autocast(self.model, x.device, self.amp):
             if not stages:
                 return self.model(x).float()
-            logits, named = self.model(x, stages=True)
-        return logits.float(), {name: stage.float() for name, stage in named.items()}
+            self.stages = self.stages or find(self.model, x[:2], self.layers, "the teacher")
+            with self.stages.watch() as seen:
+                logits = self.model(x)
+        return logits.float(), {name: stage.float() for name, stage in seen.items()}
 
 
 @contextlib.contextmanager
@@ -57,17 +62,21 @@ def same_kernels() -> Iterator[None]:
 
 
 def load_teacher(
-    path: Path, classes: list[str], amp: bool, device: torch.device, any_names: bool = False
+    path: Path,
+    classes: list[str],
+    amp: bool,
+    device: torch.device,
+    any_names: bool = False,
+    own: Imported | None = None,
+    layers: tuple[str, ...] = (),
 ) -> Teacher:
     """Read a teacher from its checkpoint alone; `any_names` lets its classes have other names.
 
-    Raises UserError if the file is missing, broken, of an unknown architecture, holds weights of
-    another one, or has other classes than the data.
+    `own` is the network that --teacher-model names. Raises UserError if the file is missing,
+    broken, of an unknown architecture, holds weights of another one, or has other classes than the
+    data.
     """
     stored = load_checkpoint(path)
-    name, width = stored["model"], stored["width"]
-    if name not in MODELS:
-        raise UserError(f"{path} holds a {name!r}: the models here are {', '.join(MODELS)}")
     if stored["classes"] != len(classes):
         raise UserError(
             f"{path} tells {stored['classes']} classes apart and the data have {len(classes)}: "
@@ -80,23 +89,8 @@ def load_teacher(
             f"the data {', '.join(classes)}: it would teach the wrong ones. Train one on "
             "these data (train_teacher.py --overwrite) or, if you mean it, --other-classes"
         )
-    try:
-        with torch.device("meta"):  # a width of a stranger's may be larger than the memory
-            build(name, width, len(classes)).load_state_dict(stored["state"], assign=True)
-        model = build(name, width, len(classes))
-        model.load_state_dict(stored["state"])
-    except Exception:  # whatever a strange width or a key that is no text leads to
-        raise UserError(
-            f"{path} says it is a {name} of width {width}, but its weights are of another "
-            "architecture: train it again (train_teacher.py --overwrite)"
-        ) from None
-    if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
-        raise UserError(
-            f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
-        )
-    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Teacher(
-        model=model,
+        model=on_device(network_of(stored, path, own), device).requires_grad_(False),
         run_id=stored["run_id"],
         sha=stored["sha"],
         mean=tuple(stored["mean"]),
@@ -104,7 +98,41 @@ def load_teacher(
         amp=amp,
         data=stored["data"],
         folder=path.parent,
+        layers=layers,
+        code=own.code if own else "",
     )
+
+
+def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Module:
+    """The network of a checkpoint that load_checkpoint has read from `path`, in eval mode.
+
+    A user's own network is `own`, which the command line named. Raises UserError.
+    """
+    name, width, classes = stored["model"], stored["width"], stored["classes"]
+    if is_own(name) and not own:
+        raise UserError(
+            f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "
+            "file imported: name it with --teacher-model FILE.py:Net"
+        )
+    what = own.name if own else f"{name} of width {width}" if name in MODELS else name
+    try:
+        if name in MODELS and not own:
+            with torch.device("meta"):  # a width of a stranger's may be larger than the memory
+                build(name, width, classes).load_state_dict(stored["state"], assign=True)
+        model = own.build(classes) if own else build(name, width, classes)
+        model.load_state_dict(stored["state"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception:  # whatever a strange width or a key that is no text leads to
+        raise UserError(
+            f"{path} says it is a {name[:80]}, but its weights are of another architecture than "
+            f"{what}: train it again (train_teacher.py --overwrite), or name its network"
+        ) from None
+    if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
+        raise UserError(
+            f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
+        )
+    return model.eval()
 
 
 def plain_logits(teacher: Teacher, split: Split) -> Tensor:

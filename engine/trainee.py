@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,18 @@ from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
 from images.views import SIZE
 from losses import METHODS, hard_loss
-from models import at_least_float32, autocast, build, widest
+from models import (
+    Stages,
+    at_least_float32,
+    autocast,
+    build,
+    check_logits,
+    find,
+    on_device,
+    widest,
+)
 from stage_losses import hint_pair
-from utils import Curves, stream
+from utils import Curves, UserError, stream
 
 
 @dataclass
@@ -38,12 +47,19 @@ def initial_model(cell: Cell, classes: int) -> nn.Module:
 
 
 @functools.cache
-def draws(model: str, width: int, classes: int) -> bool:
-    """Whether a training step of the network draws random numbers, as dropout does."""
+def draws(model: str, width: int, classes: int, images: int = 2) -> bool:
+    """Whether a training step of the network draws random numbers, as dropout does.
+
+    Raises UserError where it cannot take such a step, as on so many `images`: no logits come out,
+    or there is nothing to train.
+    """
+    x = torch.randn(images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with first_weights(0, model):
         network = build(model, width, classes)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise UserError(f"{model} has no weights to train")
         before = torch.get_rng_state()
-        network(torch.zeros(2, 3, SIZE, SIZE))
+        check_logits(network.train(), x, classes, model)
         return not torch.equal(before, torch.get_rng_state())
 
 
@@ -64,9 +80,9 @@ class Trainee:
         self.amp = settings.amp
         self.draws = draws(cell.model, cell.width, classes)
         self.method = METHODS[cell.method] if cell.method != "none" else None
-        self.model = initial_model(cell, classes)
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model = on_device(initial_model(cell, classes), device)
         self.regressor: nn.Module | None = None
+        self.stages: Stages | None = None  # of a method on activations, once it has met them
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
         on_gpu = device.type == "cuda"
         self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
@@ -127,11 +143,15 @@ class Trainee:
         Builds the module that the method trains along with the student, where it has one. Raises
         UserError where the two networks lack the layers that the method compares.
         """
-        _, own = self.model.eval()(x, stages=True)
+        layers = self.cell.student_layers.split()
+        self.stages = find(self.model, x, layers, self.cell.model)
+        with self.stages.watch() as own:
+            self.model.eval()(x)
         if self.method.regressor:
             student, teacher = hint_pair(own, taught)
+            channels = own[student].shape[1], taught[teacher].shape[1]
             with first_weights(self.cell.seed, "the regressor"):
-                regressor = self.method.regressor(own[student].shape[1], taught[teacher].shape[1])
+                regressor = self.method.regressor(*channels, bool((taught[teacher] < 0).any()))
             self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
             self.optimiser.add_param_group({"params": self.regressor.parameters()})
         self.method.loss(own, taught, self.regressor)
@@ -174,14 +194,12 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
         purpose = f"dropout in step {trainee.step}"
         torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
-    with autocast(trainee.model, batch.x.device, trainee.amp):
-        if trainee.learns_from_stages:
-            logits, stages = trainee.model(batch.x, stages=True)
-        else:
-            logits = trainee.model(batch.x)
+    watched = trainee.stages.watch() if trainee.stages else nullcontext()
+    with autocast(trainee.model, batch.x.device, trainee.amp), watched as stages:
+        logits = trainee.model(batch.x)
     logits = at_least_float32(logits)
     hard = hard_loss(logits, batch.labels)
-    if trainee.learns_from_stages:
+    if trainee.stages:
         stages = {name: at_least_float32(stage) for name, stage in stages.items()}
         soft = trainee.method.loss(stages, batch.stages, trainee.regressor)
     elif trainee.method:

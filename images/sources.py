@@ -42,6 +42,8 @@ def load(
 ) -> Data:
     """Load, split and pad a data set onto the device; sizes in images, as in `split_off`.
 
+    `normalization` is reference, data, or three means and three stds: `0.5 0.5 0.5/0.2 0.2 0.2`.
+
     Raises UserError for whatever is wrong with the files or the sizes asked for.
     """
     arrays, classes = SOURCES[dataset](data_dir)
@@ -50,6 +52,8 @@ def load(
     mean, std = REFERENCE_MEAN, REFERENCE_STD
     if normalization == "data":
         mean, std = channel_moments(images[train])
+    elif "/" in normalization:  # numbers of a teacher's own
+        mean, std = (tuple(map(float, part.split())) for part in normalization.split("/"))
     splits = {
         "train": to_device(images, labels, train, device),
         "test": to_device(*arrays["test"], slice(None), device),

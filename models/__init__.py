@@ -1,25 +1,23 @@
 """The networks by name. Models know nothing of training: images in, logits out."""
 
-from torch import nn
-
 from .cnn import CNN
-from .precision import at_least_float32, autocast, widest
+from .foreign import Imported, check_logits, imported
+from .precision import at_least_float32, autocast, on_device, parameter_count, widest
+from .registry import (
+    ELSEWHERE,
+    MODELS,
+    NETWORKS,
+    build,
+    code_of,
+    default_width,
+    file_name,
+    is_own,
+    named,
+)
 from .resnet import ResNet18
+from .stages import Stages, find
 
-__all__ = ["CNN", "MODELS", "ResNet18", "at_least_float32", "autocast", "build", "parameter_count"]
+__all__ = ["CNN", "ELSEWHERE", "MODELS", "NETWORKS", "Imported", "ResNet18", "Stages"]
+__all__ += ["at_least_float32", "autocast", "build", "check_logits", "code_of", "default_width"]
+__all__ += ["file_name", "find", "imported", "is_own", "named", "on_device", "parameter_count"]
 __all__ += ["widest"]
-
-MODELS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "cnn": CNN}
-
-
-def build(name: str, width: int, classes: int) -> nn.Module:
-    """The network `name` with `width` channels in its first stage and `classes` logits.
-
-    Weights are drawn from torch's global generator, so seed that first.
-    """
-    return MODELS[name](width, classes)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of trainable scalars."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

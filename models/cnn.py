@@ -15,36 +15,33 @@ class CNN(nn.Module):
     DEFAULT_WIDTH = 16
     AUTOCAST = False  # so small that casting costs more than bfloat16 saves
 
-    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
+    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10, image_size: int = 32):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.pool = Pool()
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.head = nn.Linear(2 * width * 8 * 8, classes)
+        side = -(-image_size // 4)  # each stride of 2 rounds up
+        self.head = nn.Linear(2 * width * side * side, classes)
 
-    def forward(self, x: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Images [B, 3, 32, 32] to logits [B, classes].
-
-        With `stages`, also the named activations: stage1 [B, w, 16, 16] (after the max-pool),
-        stage2 [B, 2w, 8, 8] and the flat features `pooled` [B, 128 w].
-        """
-        s1 = pool(F.leaky_relu(self.conv1(x), 0.2, inplace=True))  # [B, w, 16, 16]
-        s2 = self.conv2(s1)  # [B, 2w, 8, 8]
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] to logits [B, classes]."""
+        h = self.pool(F.leaky_relu(self.conv1(x), 0.2, inplace=True))  # [B, w, 16, 16]
+        h = self.conv2(h)  # [B, 2w, 8, 8]
         # Flattened pixel by pixel, channels innermost: in channels_last a view, not a copy.
-        pooled = s2.permute(0, 2, 3, 1).flatten(1)  # [B, 8 * 8 * 2w]
-        logits = self.head(pooled)
-        if stages:
-            return logits, {"stage1": s1, "stage2": s2, "pooled": pooled}
-        return logits
+        return self.head(h.permute(0, 2, 3, 1).flatten(1))
 
 
-def pool(h: Tensor) -> Tensor:
+class Pool(nn.Module):
     """2x2 max-pool of stride 1, [..., H, W] to [..., H, W].
 
     Keras' 'same': one row and one column of nothing, below and on the right only.
     """
-    h = F.pad(h, (0, 1, 0, 1), value=float("-inf"))
-    if torch.is_grad_enabled():
-        return F.max_pool2d(h, 2, stride=1)
-    # The same numbers without the indices that a gradient needs: on a CPU a quarter of the time.
-    h = torch.maximum(h[..., :-1], h[..., 1:])
-    return torch.maximum(h[..., :-1, :], h[..., 1:, :])
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = F.pad(h, (0, 1, 0, 1), value=float("-inf"))
+        if torch.is_grad_enabled():
+            return F.max_pool2d(h, 2, stride=1)
+        # The same numbers without the indices that a gradient needs: on a CPU a quarter of the
+        # time.
+        h = torch.maximum(h[..., :-1], h[..., 1:])
+        return torch.maximum(h[..., :-1, :], h[..., 1:, :])

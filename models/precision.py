@@ -1,12 +1,19 @@
-"""bfloat16: where a network runs in it, and where it ends."""
+"""How a network is computed: in which precision, and how its numbers lie in memory."""
 
 import torch
 from torch import Tensor, nn
 
 
 def autocast(model: nn.Module, device: torch.device, amp: bool) -> torch.autocast:
-    """bfloat16 where --amp is on and the network is large enough to gain by it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp and model.AUTOCAST)
+    """bfloat16 where --amp is on and the network declares (AUTOCAST) that it gains by it."""
+    enabled = amp and getattr(model, "AUTOCAST", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model there, channels last in memory, which is faster, but for a user's own network."""
+    last = getattr(model, "CHANNELS_LAST", True)
+    return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -17,3 +24,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 def widest(device: torch.device) -> torch.dtype:
     """float64 for sums and measures, but for a device that has none (Apple's)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -74,22 +74,11 @@ class ResNet18(nn.Module):
             BasicBlock(channels_in, channels, stride), BasicBlock(channels, channels, 1)
         )
 
-    def forward(self, x: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Images [B, 3, 32, 32] to logits [B, classes].
-
-        With `stages`, also the named activations: stage1 [B, w, 32, 32], stage2 [B, 2w, 16, 16],
-        stage3 [B, 4w, 8, 8], stage4 [B, 8w, 4, 4] and the pooled features `pooled` [B, 8w].
-        """
-        s1 = self.stage1(self.stem(x))
-        s2 = self.stage2(s1)
-        s3 = self.stage3(s2)
-        s4 = self.stage4(s3)
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, 32, 32] to logits [B, classes]."""
+        x = self.stage2(self.stage1(self.stem(x)))  # [B, 2w, 16, 16]
+        x = self.stage4(self.stage3(x))  # [B, 8w, 4, 4]
         # In float32 even under autocast: rounded to bfloat16, some logits would be tied or in
         # another order, and a student learns from them.
         with torch.autocast(x.device.type, enabled=False):
-            pooled = torch.mean(at_least_float32(s4), dim=(2, 3))
-            logits = self.head(pooled)
-        if stages:
-            named = {"stage1": s1, "stage2": s2, "stage3": s3, "stage4": s4, "pooled": pooled}
-            return logits, named
-        return logits
+            return self.head(torch.mean(at_least_float32(x), dim=(2, 3)))

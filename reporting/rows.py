@@ -18,6 +18,7 @@ from utils import UserError
 PROTOCOL = tuple(SETTINGS)
 IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
 TEXT = ("run_id", "role", "model", "teacher", "method", "device")
+TEXT += ("student_layers", "teacher_layers")
 TEXT += tuple(name for name in PROTOCOL if isinstance(REFERENCE[name], str))
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
@@ -113,7 +114,10 @@ def check(rows: pd.DataFrame) -> None:
     accuracies = rows[["test_acc", "best_test_acc", "val_acc", "best_val_acc"]]
     for wrong, what in (
         (rows.seed.isna() | (rows.seed % 1 != 0) | (rows.model == ""), "no whole seed or no model"),
-        ((rows.epochs % 1 != 0) | (rows.epochs < 1), "no whole number of epochs"),
+        (
+            (rows.epochs % 1 != 0) | (rows.epochs < (rows.role != "teacher")),
+            "no whole number of epochs",
+        ),
         ((rows.schedule == "step") & no_epochs, "a step schedule and no milestones"),
         ((rows.seconds < 0) | (rows.seconds > 1e10), "seconds that no run took"),
         (((accuracies < 0) | (accuracies > 1)).any(axis=1), "an accuracy that is no fraction of 1"),
@@ -200,8 +204,11 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     taught = rows.method != "none"
     kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
     kind = kind.where(taught | (rows.alpha == 0), CONTROL)
-    beta = [f", β {beta:g}" if beta == beta else "" for beta in rows.beta]
-    rows = rows.assign(kind=kind, variant=kind + beta, last=rows.role == "teacher")
+    own = pd.Series([f", β {b:g}" if b == b else "" for b in rows.beta], rows.index)
+    for who in ("student", "teacher"):
+        layers = rows[f"{who}_layers"]
+        own += (f", {who} " + layers).where(layers != "", "")
+    rows = rows.assign(kind=kind, variant=kind + own, last=rows.role == "teacher")
     rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
     rows["by"] = teacher_names(rows)
     several = rows.groupby([*CELL, "seed"]).by.transform("nunique") > 1

@@ -27,7 +27,7 @@ from engine.teacher import Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
 from images.sources import Data
 from images.views import VIEWS, Split, Views, epoch_views, gather, normalise
-from models import autocast
+from models import autocast, find
 
 DEVICE = torch.device("cuda", 0)
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -349,7 +349,9 @@ def test_46_cells_take_less_than_4_gb():
 def test_bfloat16_ends_before_the_logits():
     model = initial_model(RESNET[0], 10).to(DEVICE, memory_format=torch.channels_last)
     with autocast(model, DEVICE, True):
-        logits, stages = model(random_batch(32, 0).x, stages=True)
+        x = random_batch(32, 0).x
+        with find(model, x).watch() as stages:
+            logits = model(x)
     assert stages["stage4"].dtype == torch.bfloat16 and logits.dtype == torch.float32
     trainee = Trainee(RESNET[0], replace(TINY, amp=True), 10, DEVICE)
     for step in range(5):

@@ -146,7 +146,9 @@ def stages_of(name, width, batch=4):
     torch.manual_seed(0)
     with torch.random.fork_rng():
         model = models.build(name, width, 10)
-    _, stages = model(torch.randn(batch, 3, 32, 32), stages=True)
+    x = torch.randn(batch, 3, 32, 32)
+    with models.find(model, x).watch() as stages:
+        model(x)
     return model, stages
 
 

@@ -9,8 +9,8 @@ from conftest import CPU, ROOT
 
 from engine.teacher import load_teacher
 from images.cifar import CLASSES
-from models import MODELS, autocast, build, parameter_count
-from models.cnn import pool
+from models import MODELS, autocast, build, find, parameter_count
+from models.cnn import Pool
 from models.resnet import Projection
 
 
@@ -35,16 +35,23 @@ def test_cnn_is_the_keras_network():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cnn"])
-def test_stages_on_request(name):
+def test_stages_are_where_the_network_ends_a_size(name):
     model = build(name, 4, 7).eval()
     x = torch.randn(2, 3, 32, 32)
-    logits, stages = model(x, stages=True)
-    assert torch.equal(logits, model(x))
-    assert logits.shape == (2, 7)
-    sides = {"cnn": [16, 8], "resnet18": [32, 16, 8, 4]}[name]
-    maps = [stage for stage in stages.values() if stage.ndim == 4]
-    assert [stage.shape[2] for stage in maps] == sides
-    assert stages["pooled"].ndim == 2
+    with find(model, x).watch() as stages:
+        logits = model(x)
+    assert torch.equal(logits, model(x)) and logits.shape == (2, 7)
+    if name == "cnn":
+        h = model.pool(F.leaky_relu(model.conv1(x), 0.2))
+        expected = {"stage1": h, "stage2": model.conv2(h)}
+        expected["pooled"] = expected["stage2"].permute(0, 2, 3, 1).flatten(1)
+    else:
+        h, expected = model.stem(x), {}
+        for stage in ("stage1", "stage2", "stage3", "stage4"):
+            h = expected[stage] = getattr(model, stage)(h)
+        expected["pooled"] = h.mean((2, 3))
+    assert list(stages) == list(expected)
+    assert all(torch.equal(stages[stage], expected[stage]) for stage in expected)
 
 
 @pytest.mark.parametrize("channels", [4, 5, 8, 16])
@@ -72,8 +79,8 @@ def test_the_pool_is_the_same_with_and_without_gradients():
         h = torch.randint(-3, 3, (4, 5, *size), generator=torch.Generator().manual_seed(0)).float()
         for maps in (h, h.contiguous(memory_format=torch.channels_last)):
             with torch.no_grad():
-                assert torch.equal(pool(maps), pool_of_torch(maps))
-            assert torch.equal(pool(maps), pool_of_torch(maps))
+                assert torch.equal(Pool()(maps), pool_of_torch(maps))
+            assert torch.equal(Pool()(maps), pool_of_torch(maps))
 
 
 def pool_of_torch(h: torch.Tensor) -> torch.Tensor:
@@ -95,8 +102,8 @@ def test_the_resnets_logits_are_float32_where_it_runs_in_bfloat16():
     torch.manual_seed(0)
     model = build("resnet18", 8, 10).eval()
     x = torch.randn(8, 3, 32, 32)
-    with torch.no_grad(), autocast(model, CPU, True):
-        logits, stages = model(x, stages=True)
+    with torch.no_grad(), autocast(model, CPU, True), find(model, x).watch() as stages:
+        logits = model(x)
     assert stages["stage4"].dtype is torch.bfloat16 and logits.dtype is torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
     assert model.double()(x.double()).dtype is torch.float64

@@ -352,8 +352,8 @@ def test_every_run_has_the_same_columns_in_hparams(place):
 class Dropping(models.CNN):
     """The student with dropout, as somebody might bring it."""
 
-    def forward(self, x, stages=False):
-        return super().forward(nn.functional.dropout(x, 0.3, self.training), stages)
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.3, self.training))
 
 
 @pytest.fixture

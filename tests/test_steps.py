@@ -22,7 +22,7 @@ from engine.rows import csv_path, read_rows
 from engine.steps import PlainStep, Steps
 from engine.trainee import Batch, Trainee
 from images.views import Split, epoch_views, gather, normalise
-from models.cnn import pool
+from models.cnn import Pool
 from utils import Interrupted, UserError
 
 OWN = [{"lr": 0.1}, {"lr": 0.03, "weight_decay": 1e-2}]
@@ -96,8 +96,8 @@ def test_of_equal_pixels_the_first_has_the_pools_gradient():
     x = torch.randint(0, 3, (4, 6, 16, 16)).double().requires_grad_()
     weights = torch.randn(4, 6, 16, 16, dtype=torch.float64)
     ours = first_max(first_max(x.permute(0, 2, 3, 1), 2), 1).permute(0, 3, 1, 2)
-    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, pool(x))]
-    assert torch.equal(ours, pool(x))
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, Pool()(x))]
+    assert torch.equal(ours, Pool()(x))
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 

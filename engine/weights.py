@@ -1,0 +1,95 @@
+"""A teacher's first weights from a file of somebody else's, and its normalisation."""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.cells import Cell
+from models import build
+from utils import UserError, brief
+
+State = dict[str, Tensor]
+
+
+def read_weights(path: Path) -> tuple[str, State]:
+    """The first 12 hex digits of a file's SHA-256, and its weights by name.
+
+    A state_dict, or one under state_dict, model, net or (as in this project's checkpoints) state;
+    `module.`, which data-parallel training puts before every name, is left out. Raises UserError.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read --weights {path} ({error.strerror})") from None
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        raise UserError(
+            f"--weights {path} holds no weights alone ({brief(error)[:80]}): save a state_dict"
+        ) from None
+    inner = [content] + [content.get(n) for n in NESTED] if isinstance(content, dict) else []
+    found = next((state for state in inner if is_state(state)), None)
+    if found is None:
+        raise UserError(
+            f"--weights {path} has no state_dict, neither as a whole nor under {', '.join(NESTED)}"
+        )
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return hashlib.sha256(raw).hexdigest()[:12], found
+
+
+NESTED = ("state_dict", "model", "net", "state")
+
+
+def is_state(content: object) -> bool:
+    """Whether it is tensors by name."""
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items())
+    )
+
+
+def fitting(weights: State, cell: Cell, classes: int) -> State:
+    """The weights, where they are those of the cell's network. Raises UserError."""
+    own = build(cell.model, cell.width, classes).state_dict()
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if missing or unknown:
+        raise UserError(
+            f"--weights are not of {cell.model}: they lack {first(n for n in own if n in missing)}"
+            f" and have {first(n for n in weights if n in unknown)} besides"
+        )
+    other = [name for name in own if own[name].shape != weights[name].shape]
+    if other and all(of_classes(own[n], weights[n], classes) for n in other):
+        raise UserError(
+            f"--weights tell {len(weights[other[0]])} classes apart and the data have {classes}"
+        )
+    if other:
+        theirs, ours = (list(state[other[0]].shape) for state in (weights, own))
+        raise UserError(f"--weights are not of {cell.model}: {other[0]} is {theirs}, not {ours}")
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise UserError("--weights has some that are not finite")
+    return weights
+
+
+def of_classes(own: Tensor, other: Tensor, classes: int) -> bool:
+    """Whether two tensors differ in nothing but the classes, which come first."""
+    return own.shape[1:] == other.shape[1:] and own.dim() > 0 and len(own) == classes
+
+
+def first(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"
+
+
+def moments_text(mean: list[float] | None, std: list[float] | None) -> str:
+    """--mean and --std as the setting `normalization`, which images.sources reads. UserError."""
+    if not mean or not std:
+        raise UserError("--mean and --std go together, three numbers each")
+    return "/".join(" ".join(map(repr, values)) for values in (mean, std))

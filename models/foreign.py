@@ -1,0 +1,175 @@
+"""Networks that are not of this project: torchvision's, timm's, and those of a user's own file.
+
+A file or package is imported where the command line names it, never because a checkpoint does.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils import UserError, brief, checksum
+
+LIBRARIES = ("torchvision", "timm")
+
+
+class Imported(NamedTuple):
+    """A network of a user's own, and where it is from."""
+
+    name: str  # net.py:Net, without the folder: what rows and checkpoints call it
+    call: Callable
+    code: str  # CRC-32 of the file that was named, as 8 hex digits
+
+    def build(self, classes: int) -> nn.Module:
+        """The network with `classes` logits. Raises UserError where its own code fails."""
+        with guarded(self.name):
+            model = with_classes(self.call, classes)
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise UserError(f"{self.name} returns a {kind}, and a torch.nn.Module is wanted")
+        # Its `x.view(len(x), -1)` needs the channels first in memory.
+        model.CHANNELS_LAST = False
+        model.register_forward_pre_hook(channels_first)
+        return model
+
+
+def with_classes(call: Callable, classes: int) -> nn.Module:
+    """Call it with the number of classes: by name where it has one of the usual, else as first."""
+    try:
+        parameters = inspect.signature(call).parameters
+    except ValueError:  # written in C
+        parameters = {}
+    for name in ("num_classes", "classes"):
+        if name in parameters:
+            return call(**{name: classes})
+    return call(classes)
+
+
+def channels_first(module: nn.Module, given: tuple) -> tuple:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in given)
+
+
+def imported(text: str) -> Imported:
+    """An argparse type: `path/to/file.py:Net` or `package.module:Net`. Raises UserError."""
+    where, _, attribute = text.rpartition(":")
+    if not where or not attribute:
+        raise UserError(f"{text!r} is no path/to/file.py:Net and no package.module:Net")
+    with guarded(where):
+        module = of_file(Path(where).expanduser()) if where.endswith(".py") else of_package(where)
+    call = getattr(module, attribute, None)
+    if call is None:
+        own = [name for name in vars(module) if not name.startswith("_")]
+        raise UserError(f"{where} has no {attribute}{close_to(attribute, own)}")
+    if not callable(call):
+        raise UserError(f"{text} is a {type(call).__name__}, and cannot be called for a network")
+    source = Path(module.__file__)
+    short = source.name if where.endswith(".py") else where
+    return Imported(f"{short}:{attribute}", call, f"{checksum([source]):08x}")
+
+
+def of_file(path: Path) -> ModuleType:
+    """Import a file; what lies beside it can be imported by it."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    look_also(path.resolve().parent)
+    spec = importlib.util.spec_from_file_location(f"network of {path.resolve()}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass asks there for its module
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_package(name: str) -> ModuleType:
+    """Import a module that Python finds, here or where it is installed."""
+    look_also(Path.cwd())
+    module = importlib.import_module(name)
+    if not module.__file__:
+        raise UserError(f"{name} is a folder without an __init__.py: name the file in it")
+    return module
+
+
+def look_also(folder: Path) -> None:
+    """Have Python find modules in a folder, behind all that it finds already."""
+    if str(folder) not in map(os.path.abspath, sys.path):
+        sys.path.append(str(folder))
+
+
+# ---------------------------------------------------------------- libraries
+
+
+def of_library(name: str) -> Callable[[int], nn.Module]:
+    """`torchvision:NAME` or `timm:NAME` as a function of the number of classes.
+
+    Only names of their own lists: timm would fetch others. Raises UserError.
+    """
+    library, _, own = name.partition(":")
+    if library == "torchvision":
+        from torchvision import models  # noqa: PLC0415
+
+        known = models.list_models(module=models)  # those that classify images
+        create = lambda classes: models.get_model(own, weights=None, num_classes=classes)  # noqa: E731
+    else:
+        try:
+            import timm  # noqa: PLC0415
+        except ImportError as error:
+            raise UserError(f"{name} needs timm ({brief(error)}): pip install timm") from None
+        known = timm.list_models()
+        create = lambda classes: timm.create_model(own, num_classes=classes)  # noqa: E731
+    if own not in known:
+        raise UserError(f"{library} has no network {own!r}{close_to(own, known)}")
+    return create
+
+
+# ---------------------------------------------------------------- what may go wrong
+
+
+@contextmanager
+def guarded(name: str) -> Iterator[None]:
+    """What somebody else's code raises inside becomes a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name} raised {type(error).__name__}: {brief(error)}") from None
+
+
+def check_logits(model: nn.Module, x: Tensor, classes: int, name: str) -> None:
+    """Raise UserError unless images x [B, 3, H, W] come out as finite logits [B, classes]."""
+    with guarded(name):
+        logits = model(x)
+    if not isinstance(logits, Tensor):
+        kind = type(logits).__name__
+        raise UserError(f"{name} returns a {kind}, and logits [B, {classes}] are wanted")
+    if logits.shape != (len(x), classes):
+        raise UserError(
+            f"{name} returns {list(logits.shape)} for {len(x)} images, and there are {classes} "
+            "classes: logits [B, classes] are wanted"
+        )
+    if not logits.is_floating_point() or not torch.isfinite(logits).all():
+        raise UserError(f"{name} has logits that are not finite before it has learned anything")
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """What of the known names may have been meant, as the end of a sentence."""
+    found = difflib.get_close_matches(name, known, 4, 0.5)
+    meant = f"did you mean {' or '.join(found)}?" if found else f"there are {shortened(known)}"
+    return f" ({meant})"
+
+
+def shortened(names: Iterable[str], most: int = 12) -> str:
+    """The first and the last of some names."""
+    names = list(names)
+    if len(names) > most:
+        names = [*names[: most // 2], "...", *names[-most // 2 :]]
+    return ", ".join(names) or "none"

@@ -1,0 +1,459 @@
+"""Networks and teachers that are not of this project: by name, from a file, with their weights."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import Countdown, make_images, script, train_all, weights
+from torch import nn
+from torch.func import functional_call, stack_module_state
+
+import distill
+import models
+import summarize
+import train_student
+import train_teacher
+from engine.cells import Cell
+from engine.loop import train
+from engine.rows import csv_path, read_rows
+from engine.teacher import network_of
+from models.stages import find
+from stage_losses import hint_regressor
+from utils import SAFE_NAME, Interrupted, UserError, load_checkpoint
+
+FLAGS = "--dataset folder --epochs 1 --batch-size 16 --lr 0.01 --device cpu --threads 1".split()
+SHUFFLE = "torchvision:shufflenet_v2_x0_5"
+HEAD = "import torch\nfrom torch import nn\n"
+# A `view` that channels_last does not allow, one ReLU for all sizes, dropout, a batch norm.
+NET = """
+class Net(nn.Module):
+    def __init__(self, depth=2, num_classes=10):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.norm, self.relu, self.drop = nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1)
+        self.fc = nn.Linear(8 * 64, num_classes)
+
+    def forward(self, x):
+        x = self.relu(self.conv2(self.relu(self.norm(self.conv1(x)))))
+        return self.fc(self.drop(x.view(len(x), -1)))
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("networks")
+    make_images(root, 25, 4)
+    return root
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch):
+    """Run a script's main on the images, in and below an empty folder of its own."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    return lambda main, *argv: script(
+        main, *FLAGS, "--data-dir", images, "--out-dir", tmp_path / "out", *argv
+    )
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def write(path: str, text: str) -> str:
+    Path(path).write_text(HEAD + text)
+    return path
+
+
+def foreign_weights(path: str, classes: int = 2) -> dict:
+    """Weights of torchvision's ShuffleNet, as they lie about."""
+    torch.manual_seed(1)
+    state = torchvision.models.shufflenet_v2_x0_5(num_classes=classes).state_dict()
+    torch.save(state, path)
+    return state
+
+
+TAKEN = ["--model", SHUFFLE, "--epochs", 0, "--weights"]
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("torchvision:resnet18", "torchvision-resnet18"),
+        ("my_net.py:Net", "my_net-Net"),
+        ("package.module:Net", "package.module-Net"),
+        (".odd näme.py:Net", "odd-n-me-Net"),
+    ],
+)
+def test_a_name_is_safe_in_run_ids(name, short):
+    assert models.file_name(name) == short and SAFE_NAME.fullmatch(short)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet81", "did you mean resnet18?"),
+        ("torchvision:resnet81", "did you mean resnet18"),
+        ("torchvision:fcn_resnet50", "torchvision has no network"),  # one that segments
+        ("nowhere.module:Net", "No module named 'nowhere'"),
+        ("nowhere.py:Net", "there is no file nowhere.py"),
+        (":Net", "is no path/to/file.py:Net"),
+    ],
+)
+def test_a_name_that_is_none_is_one_line(run, capsys, name, says):
+    assert run(train_student.main, "--student", name) == 2
+    assert says in one_line(capsys)
+
+
+def test_a_network_without_a_width_has_none(run, capsys):
+    assert run(train_student.main, "--student", SHUFFLE, "--width", 8) == 2
+    assert "has no width" in one_line(capsys)
+
+
+def test_timm_is_asked_where_it_is_installed(run, capsys, monkeypatch):
+    """And its own list decides, for timm fetches names of other forms."""
+    monkeypatch.syspath_prepend(".")
+    Path("timm.py").write_text(
+        "from torchvision.models import get_model\n"
+        "list_models = lambda: ['tiny']\n"
+        "create_model = lambda name, num_classes: get_model('resnet18', num_classes=num_classes)\n"
+    )
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    assert isinstance(models.build("timm:tiny", 0, 3), torchvision.models.ResNet)
+    for name in ("timm:hf-hub:some/one", "timm:larger"):
+        with pytest.raises(UserError, match="timm has no network"):
+            models.build(name, 0, 3)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        models.build("timm:tiny", 0, 3)
+
+
+# ---------------------------------------------------------------- a user's own file
+
+HOSTILE = {
+    "raises": ("def Net(classes): raise ValueError('no luck')", "raised ValueError: no luck"),
+    "has none": ("class Nat: pass", "has no Net (did you mean Nat?)"),
+    "is no code": ("class Net(:", "raised SyntaxError"),
+    "leaves": ("raise SystemExit(3)", "raised SystemExit: 3"),
+    "is a number": ("Net = 3", "is a int"),
+    "returns a number": ("def Net(classes): return 3", "returns a int"),
+    "downloads": (
+        "import urllib.request\n"
+        "def Net(classes): urllib.request.urlopen('http://127.0.0.1:9/weights')",
+        "raised URLError",
+    ),
+    "has no weights": ("def Net(classes): return nn.Flatten()", "has no weights"),
+    "gives a tuple": (NET.replace("return self.fc", "return x, self.fc"), "returns a tuple"),
+    "gives a dict": (NET.replace("return self", "return {} or dict(a=1) or self"), "a dict"),
+    "other classes": (NET.replace("8 * 64, num_classes", "8 * 64, 7"), "returns [2, 7] for 2"),
+    "not finite": (NET.replace("return ", "return float('nan') * "), "not finite"),
+    "other images": (NET.replace("8 * 64", "8 * 3136"), "raised RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_file_that_is_no_network_is_one_line(run, capsys, kind):
+    text, says = HOSTILE[kind]
+    name = "net_" + kind.replace(" ", "_")
+    assert run(train_student.main, "--student", write(f"{name}.py", text) + ":Net") == 2
+    assert says in one_line(capsys)
+    assert not list(Path("out/checkpoints").glob("*.pt"))
+
+
+def test_a_file_may_print_and_have_neighbours_and_no_convolution(run, capsys):
+    foreign_weights("theirs.pt")
+    assert run(train_teacher.main, *TAKEN, "theirs.pt") == 0
+    Path("neighbour_of_talker.py").write_text("from torch.nn import Flatten, Linear, Sequential")
+    text = "from neighbour_of_talker import *\nprint('hello')\n"
+    text += "def Net(k): return Sequential(Flatten(), Linear(3072, k))"
+    student = ["--student", write("talker.py", text) + ":Net"]
+    assert run(distill.main, *student) == 0
+    assert run(distill.main, *student, "--method", "rkd", "--beta", 0.1) == 0
+    capsys.readouterr()
+    for method, says in (("at", "no convolution"), ("sp", "the student has none")):
+        assert run(distill.main, *student, "--method", method) == 2
+        assert says in one_line(capsys)
+    assert weights(Path("out")).keys() >= {"talker-Net-kd-a0.5-T10-s0-folder-e1-b16-lr0.01"}
+
+
+def test_a_changed_file_is_another_network(run, capsys, make_run):
+    assert run(train_student.main, "--student", write("changing.py", NET) + ":Net") == 0
+    [row] = read_rows(csv_path(Path("out"))).itertuples()
+    assert row.model == "changing.py:Net" and row.width == 0 and len(row.code) == 8
+    cells = [Cell("changing.py:Net", 0, 0, lr=0.05)]
+    with pytest.raises(Interrupted):
+        train(cells, cells, make_run("stopped", keeper=Countdown(3)))
+    write("changing.py", NET.replace("0.1", "0.2"))
+    assert run(train_student.main, "--student", "changing.py:Net") == 2
+    assert f"code {row.code}, now " in one_line(capsys)
+    with pytest.raises(UserError, match="network "):
+        train(cells, cells, make_run("stopped"))
+
+
+def test_a_checkpoint_has_no_file_imported(run, capsys):
+    """Not even where it lies; and its weights must be those of the network that is named."""
+    teacher = write("own.py", NET + "print('imported')\n") + ":Net"
+    assert run(train_teacher.main, "--model", teacher) == 0
+    models.registry.NAMED.clear()  # as in a process of its own
+    capsys.readouterr()
+    assert run(distill.main) == 2
+    assert "name it with --teacher-model" in one_line(capsys)
+    assert run(train_student.main) == 0  # nobody needs it
+    assert read_rows(csv_path(Path("out"))).agreement.isna().all()
+    assert "imported" not in capsys.readouterr().out
+    assert run(distill.main, "--teacher-model", teacher) == 0
+    assert "imported" in capsys.readouterr().out
+    [sheet] = Path("out/checkpoints").glob("*.sheet")
+    write("own.py", NET.replace("self.conv1(x)", "-self.conv1(x)"))
+    assert run(distill.main, "--teacher-model", teacher, "--seed", 1) == 0
+    assert len([*Path("out/checkpoints").glob("*.sheet")]) == 2  # the first says another's logits
+    other = write("other.py", NET.replace("conv", "layer")) + ":Net"
+    assert run(distill.main, "--teacher-model", other, "--seed", 2) == 2
+    assert "weights are of another architecture than other.py:Net" in one_line(capsys)
+
+
+def test_torchvisions_checkpoint_loads_by_itself_and_a_strangers_name_does_not(run):
+    assert run(train_student.main, "--student", SHUFFLE) == 0
+    [path] = Path("out/checkpoints").glob("*.pt")
+    stored = load_checkpoint(path)
+    assert isinstance(network_of(stored, path), torchvision.models.ShuffleNetV2)
+    for name in ("torchvision:resnet18", "torchvision:x", "timm:hf-hub:x", "os:getcwd", "x.py:Net"):
+        with pytest.raises(UserError):
+            network_of(stored | {"model": name}, path)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def shapes(model: nn.Module, layers=(), size: int = 32) -> dict[str, tuple]:
+    stages, x = find(model, torch.randn(2, 3, size, size), layers), torch.randn(3, 3, size, size)
+    with stages.watch() as seen:
+        model(x)
+    modules = {name: place[0] for name, place in stages.places.items()} | {"pooled": stages.head}
+    return {name: (modules[name], *out.shape[1:]) for name, out in seen.items()}
+
+
+def test_the_stages_of_torchvisions():
+    assert shapes(models.build("torchvision:resnet18", 0, 10)) == {
+        "stage1": ("relu", 64, 16, 16),
+        "stage2": ("layer1", 64, 8, 8),
+        "stage3": ("layer2", 128, 4, 4),
+        "stage4": ("layer3", 256, 2, 2),
+        "pooled": ("fc", 512),
+    }
+    assert shapes(models.build("torchvision:mobilenet_v2", 0, 10)) == {
+        "stage1": ("features.1", 16, 16, 16),
+        "stage2": ("features.3", 24, 8, 8),
+        "stage3": ("features.6", 32, 4, 4),
+        "stage4": ("features.13", 96, 2, 2),
+        "pooled": ("classifier.1", 1280),
+    }
+
+
+def test_named_layers_are_the_stages_in_their_order():
+    model = models.build("torchvision:resnet18", 0, 10)
+    found = shapes(model, ["layer3", "layer1.0.conv2", "avgpool"])
+    assert [place[0] for place in found.values()] == ["layer3", "layer1.0.conv2", "avgpool", "fc"]
+    with pytest.raises(UserError, match="no layer 'layer9': it has conv1, bn1, .*, fc"):
+        shapes(model, ["layer9"])
+    with pytest.raises(UserError, match=r"no output \[B, C, H, W\]"):
+        shapes(model, ["fc"])
+
+
+def make_net(names={}) -> nn.Module:  # noqa: B006 (of one class)
+    if not names:
+        exec(HEAD + NET, names)
+    return names["Net"]()
+
+
+def test_looking_for_stages_leaves_no_trace():
+    model = make_net()
+    model.norm.eval()  # as somebody may freeze it
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    stages = find(model, x)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    assert not any(m._forward_hooks for m in model.modules())
+    # One ReLU makes both: what counts is its last output of either size.
+    with stages.watch() as seen:
+        model.eval()(x)
+    first = torch.relu(model.norm(model.conv1(x)))
+    assert torch.equal(seen["stage1"], first)
+    assert torch.equal(seen["stage2"], torch.relu(model.conv2(first)))
+    assert torch.equal(seen["pooled"], seen["stage2"].flatten(1))
+
+
+def test_stages_are_seen_under_vmap():
+    torch.manual_seed(0)
+    nets, x = [make_net().eval() for _ in range(3)], torch.randn(2, 3, 32, 32)
+    state, stages = stack_module_state(nets), find(nets[0], x)
+
+    def call(parameters, buffers):
+        with stages.watch() as seen:
+            logits = functional_call(nets[0], (parameters, buffers), (x,))
+        return logits, seen
+
+    _, stacked = torch.vmap(call)(*state)
+    for i, net in enumerate(nets):
+        with find(net, x).watch() as seen:
+            net(x)
+        for name, value in seen.items():
+            torch.testing.assert_close(stacked[name][i], value)
+
+
+def test_a_layer_that_a_step_leaves_out_is_said():
+    model = make_net()
+    with (
+        pytest.raises(UserError, match="relu was not called"),
+        find(model, torch.randn(2, 3, 32, 32)).watch(),
+    ):
+        model.conv1(torch.randn(2, 3, 32, 32))
+
+
+def test_a_regressor_guesses_negative_values_only_without_a_relu():
+    x = torch.randn(2, 3, 4, 4)
+    assert (hint_regressor(3, 8, False)(x) >= 0).all() and (hint_regressor(3, 8, True)(x) < 0).any()
+
+
+# ---------------------------------------------------------------- foreign teachers
+
+
+def test_from_foreign_weights_to_students_and_the_report(run, capsys):
+    """Taken as they are, measured, and then a teacher as any; features between two strangers."""
+    state = foreign_weights("theirs.pt")
+    wrapped = {"net": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
+    torch.save(wrapped, "wrapped.pt")
+    moments = ["--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
+    taken = *TAKEN, "wrapped.pt", *moments, "--keep", "best"
+    assert run(train_teacher.main, *taken) == 0
+    name = "torchvision-shufflenet_v2_x0_5-teacher-s0-folder"
+    stored = load_checkpoint(Path(f"out/checkpoints/{name}.pt"))
+    assert stored["mean"] == [0.485, 0.456, 0.406] and stored["std"][2] == 0.225
+    assert all(torch.equal(stored["state"][key], state[key]) for key in state)
+    best = torch.load(f"out/checkpoints/{name}.best.pt", weights_only=True)
+    assert best["epoch"] == 0 and torch.equal(best["state"]["fc.bias"], state["fc.bias"])
+    capsys.readouterr()
+    assert run(train_teacher.main, *taken) == 0
+    assert "1 of 1 runs" in capsys.readouterr().out
+    assert run(train_teacher.main, *TAKEN, "theirs.pt", *moments) == 2  # other bytes
+    assert "weights " in one_line(capsys)
+    assert run(train_teacher.main, *TAKEN, "wrapped.pt") == 2
+    assert "normalization 0.485 0.456 0.406/" in one_line(capsys)
+
+    student = ["--student", write("learner.py", NET) + ":Net"]
+    assert run(distill.main, *student, "--alone") == 0
+    for method in ("at", "fitnet", "sp", "rkd"):
+        assert run(distill.main, *student, "--method", method, "--beta", 0.01) == 0
+    assert run(distill.main, "--student", SHUFFLE, "--method", "at", "--last-batch", "drop") == 0
+    layers = ["--student-layers", "conv2", "--teacher-layers", "conv1", "maxpool"]
+    assert run(distill.main, *student, "--method", "at", "--beta", 1, *layers) == 0
+    assert run(distill.main, *student, "--method", "at", "--beta", 1) == 0
+    rows = read_rows(csv_path(Path("out"))).set_index("run_id")
+    teacher = rows.loc[name]
+    assert teacher.epochs == teacher.best_epoch == 0 and teacher.test_acc == teacher.best_test_acc
+    assert teacher.weights and pd.isna(teacher.test_curve)
+    assert set(rows.teacher[rows.role == "distill"]) == {name} and len(rows) == 10
+    layered = rows.loc["learner-Net-at-a0.5-b1-s0-sl_conv2-tl_conv1+maxpool-folder-e1-b16-lr0.01"]
+    assert layered.student_layers == "conv2" and layered.teacher_layers == "conv1 maxpool"
+    assert layered.test_loss != rows.loc["learner-Net-at-a0.5-b1-s0-folder-e1-b16-lr0.01"].test_loss
+    capsys.readouterr()
+    assert script(summarize.main, "--out-dir", "out") == 0
+    told = capsys.readouterr().out
+    assert "learner.py:Net: at, β 1, student conv2, teacher conv1 maxpool" in told
+    assert f"| teacher | {SHUFFLE} |" in told
+
+
+def test_fine_tuning_begins_with_the_weights(run):
+    foreign_weights("theirs.pt")
+    tuned = *TAKEN, "theirs.pt", "--epochs", 1, "--lr", 1e-30
+    assert run(train_teacher.main, *tuned) == 0
+    stored = load_checkpoint(
+        Path("out/checkpoints/torchvision-shufflenet_v2_x0_5-teacher-s0-folder.pt")
+    )
+    assert torch.equal(stored["state"]["fc.weight"], torch.load("theirs.pt")["fc.weight"])
+    [row] = read_rows(csv_path(Path("out"))).itertuples()
+    assert row.epochs == row.best_epoch == 1
+
+
+def misfit(change) -> str:
+    torch.save(change(foreign_weights("theirs.pt")), "odd.pt")
+    return "odd.pt"
+
+
+MISFITS = {
+    "another network's": (
+        lambda state: nn.Linear(3, 2).state_dict(),
+        "they lack conv1.0.weight, conv1.1.weight, conv1.1.bias and 335 more and have weight, bias",
+    ),
+    "of other classes": (
+        lambda state: foreign_weights("other.pt", 1000),
+        "1000 classes apart and the data have 2",
+    ),
+    "of another width": (
+        lambda state: state | {"conv1.0.weight": torch.zeros(8, 3, 3, 3)},
+        "conv1.0.weight is [8, 3, 3, 3], not [24, 3, 3, 3]",
+    ),
+    "not finite": (lambda state: state | {"fc.bias": torch.full((2,), torch.nan)}, "not finite"),
+    "none": (lambda state: {"epoch": 3}, "has no state_dict"),
+    "code": (lambda state: nn.Linear(3, 2), "save a state_dict"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_weights_that_do_not_fit_are_one_line(run, capsys, kind):
+    change, says = MISFITS[kind]
+    assert run(train_teacher.main, *TAKEN, misfit(change)) == 2
+    assert says in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--epochs", 0], "name them with --weights"),
+        (["--weights", "nowhere.pt"], "cannot read --weights nowhere.pt"),
+        (["--mean", 0, 0, 0], "--mean and --std go together"),
+        (["--mean", 0, 0, "nan", "--std", 1, 1, 1], "is not a number"),
+    ],
+)
+def test_half_a_foreign_teacher_is_one_line(run, capsys, argv, says):
+    assert run(train_teacher.main, *argv) == 2
+    assert says in one_line(capsys)
+    assert run(train_student.main, "--epochs", 0) == 2
+    assert "at least 1" in one_line(capsys)
+
+
+def test_layers_belong_to_methods_that_compare_them(run, capsys):
+    assert run(distill.main, "--student-layers", "conv1") == 2
+    assert "--method kd compares no layers" in one_line(capsys)
+
+
+# ---------------------------------------------------------------- in training
+
+
+def test_a_torchvision_student_goes_on_with_the_same_bits(make_run):
+    """Batch norm's running figures among them."""
+    cell = Cell(SHUFFLE, 0, 0, "sp", 0.5, beta=1.0, lr=0.01, teacher_seed=0)
+    cells = [cell, Cell(SHUFFLE, 0, 0, lr=0.01)]
+    whole = train_all(cells, make_run("whole"))
+    with pytest.raises(Interrupted):
+        train(cells, cells, make_run("stopped", keeper=Countdown(6)))
+    assert train_all(cells, make_run("stopped")) == whole
+    alone = train_all(cells[1:], make_run("alone"))
+    assert alone.items() <= whole.items()
+
+
+def test_a_batch_norm_without_pixels_and_a_last_batch_of_one(run, capsys):
+    few = "--student", SHUFFLE, "--batch-size", 49  # of 50 images
+    assert run(train_student.main, *few) == 2
+    assert "(an epoch ends with 1 image: --last-batch drop)" in one_line(capsys)
+    assert run(train_student.main, *few, "--last-batch", "drop") == 0
