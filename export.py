@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.out.exists() and not args.overwrite:
         raise UserError(f"{args.out} is there already: choose another --out, or --overwrite")
-    network, classes, size = open_checkpoint(args.checkpoint)
-    teacher = open_checkpoint(args.teacher) if args.teacher else None
+    network, classes, size = open_checkpoint(args.checkpoint, args.model)
+    teacher = open_checkpoint(args.teacher, args.teacher_model) if args.teacher else None
     content, program = export(network, classes, size, args.format)
     checked = "not checked, for onnxruntime is not installed: pip install onnxruntime"
     if program:
@@ -74,6 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="pt2: for torch.export.load; onnx: takes pip install onnx onnxscript")  # fmt: skip
     add("--out", type=Path, required=True, help="the file to write")
     add("--overwrite", action="store_true", help="write over a file that is there")
+    add("--model", **flags.OWN)
+    add("--teacher-model", **flags.OWN)
     add("--teacher", type=Path, help="a checkpoint whose size and time are shown beside it")
     add("--dataset", choices=sorted(SOURCES), help="whose test images to compare on")
     add("--data-dir", type=Path, default=ROOT / "data", help="where they are")

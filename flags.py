@@ -21,6 +21,8 @@ from values import (
     filled,
 )
 
+OWN = {"type": imported, "metavar": "FILE.py:Net", "help": "the network of the checkpoint, where "
+       "it is your own: no checkpoint has a file imported"}  # fmt: skip
 NAMES = f"{', '.join([*sorted(MODELS), *NETWORKS])}, {ELSEWHERE}"
 
 
@@ -115,9 +117,7 @@ def add_teacher(p: Parser) -> None:
         help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
     add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
-    add("--teacher-model", type=imported, metavar="FILE.py:Net",
-        help="the network of the teacher's checkpoint, where it is your own: a checkpoint has no "
-        "file imported")  # fmt: skip
+    add("--teacher-model", **OWN)
     add("--other-classes", action="store_true",
         help="a teacher whose classes have other names or another order is meant")  # fmt: skip
 

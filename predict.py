@@ -25,7 +25,7 @@ from utils import brief, note, run_script, say
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    network, classes, size = open_checkpoint(args.checkpoint)
+    network, classes, size = open_checkpoint(args.checkpoint, args.model)
     unread = 0
     for path in args.images:
         try:
@@ -51,6 +51,7 @@ def read(path: Path, size: int) -> Tensor:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the network")
+    parser.add_argument("--model", **flags.OWN)
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="files Pillow reads")
     return parser.parse_args(argv)
 

@@ -12,21 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from engine.teacher import Teacher, load_teacher
+from models import Imported
 from utils import UserError, brief, load_checkpoint
 
 TIMED = 30  # passes of one image, after a few that are not
 
 
-def open_checkpoint(path: Path) -> tuple[Teacher, list[str], int]:
+def open_checkpoint(path: Path, own: Imported | None = None) -> tuple[Teacher, list[str], int]:
     """The network of any checkpoint of this project on the CPU, its classes and its image size.
 
-    Raises UserError where there is none, or as load_teacher does.
+    `own` is a user's own network, which the command line named. Raises UserError where there is no
+    checkpoint, or as load_teacher does.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: training leaves them in checkpoints/")
     stored = load_checkpoint(path)
     classes = stored.get("class_names") or [str(i) for i in range(stored["classes"])]
-    network = load_teacher(path, classes, amp=False, device=torch.device("cpu"))
+    network = load_teacher(path, classes, amp=False, device=torch.device("cpu"), own=own)
     return network, classes, stored.get("image_size", 32)
 
 
@@ -113,7 +115,10 @@ def export(
     except UserError:
         raise
     except Exception as error:  # whatever a network's code does that cannot be traced
-        raise UserError(f"torch cannot export {teacher.run_id} ({brief(error)})") from None
+        why = brief(error)
+        if "specialized" in why:
+            why = "its code fixes the number of images, as x.view(len(x), -1) does: x.flatten(1)"
+        raise UserError(f"torch cannot export {teacher.run_id} ({why})") from None
     return content, read(content)
 
 

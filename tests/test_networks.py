@@ -99,7 +99,7 @@ def test_a_name_is_safe_in_run_ids(name, short):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resnet81", "did you mean resnet18?"),
+        ("resnet81", "did you mean resnet8 or resnet18"),
         ("torchvision:resnet81", "did you mean resnet18"),
         ("torchvision:fcn_resnet50", "torchvision has no network"),  # one that segments
         ("nowhere.module:Net", "No module named 'nowhere'"),
