@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.cells import Cell, Settings
-from images.sources import SOURCES
+from images.sources import AUGMENTS, SOURCES
 from losses import METHODS
 from models import MODELS
 from utils import LARGEST, ROOT, UserError
@@ -41,6 +41,7 @@ def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[st
 COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
 COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
 WIDTH = number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
+PIXELS = number(int, lambda v: 8 <= v <= 4096, "a whole number from 8 to 4096")
 THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
@@ -74,6 +75,11 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         help="hold N class-balanced training images out, and measure on them")  # fmt: skip
     add("--normalization", choices=["reference", "data"], default=DEFAULTS.normalization,
         help="the reference's constants, or the training set's own")  # fmt: skip
+    add("--image-size", type=PIXELS, default=DEFAULTS.image_size, metavar="N",
+        help="pixels a side; images of another size are resized")  # fmt: skip
+    add("--augment", choices=AUGMENTS, default=DEFAULTS.augment,
+        help="training images padded by an eighth and cropped, and flipped half the time; only "
+        "flipped; or as they are")  # fmt: skip
     add = p.add_argument_group("optimisation").add_argument
     add("--epochs", type=COUNT, default=DEFAULTS.epochs, help="passes over the training set")
     add("--batch-size", type=COUNT, default=DEFAULTS.batch_size, help="images a step")
@@ -162,8 +168,8 @@ def add_distillation(p: Parser) -> None:
     add("--beta", type=NOT_NEGATIVE, nargs="+",
         help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
-        help="where the teacher's answers are kept for later commands: beside its checkpoint, "
-        "nowhere, or in DIR")  # fmt: skip
+        help="where the teacher's answers are kept for later commands: beside its checkpoint, if "
+        "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
 
 

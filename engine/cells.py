@@ -25,6 +25,8 @@ class Settings:
     momentum: float = 0.0
     clip: float = 0.0  # longest gradient of a step, over all weights; 0: however long it is
     normalization: str = "reference"
+    image_size: int = 32  # pixels a side
+    augment: str = "crop-flip"
     amp: bool = False  # bfloat16 autocast in the networks that gain by it
 
 
@@ -78,8 +80,10 @@ SHORT = {
     "weight_decay": "wd",
     "clip": "clip",
     "normalization": "norm",
+    "image_size": "px",
+    "augment": "aug",
 }
-DATA_SETTINGS = ("dataset", "train_size", "val_size")
+DATA_SETTINGS = ("dataset", "train_size", "val_size", "image_size")
 
 
 def changed(values: dict, names: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
         progress = Progress(what, settings.epochs, steps.count, first, ranks.lead)
         for epoch in range(first, settings.epochs):
-            views = epoch_views(group[0].seed, epoch, len(images), run.device)
+            views = epoch_views(group[0].seed, epoch, images)
             logits = None
             if asks:
                 progress.doing(f"epoch {epoch + 1}, teacher")

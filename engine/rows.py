@@ -48,7 +48,7 @@ LATER = (
     ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
     + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
-    + ["test_data", "teacher_acc"]
+    + ["test_data", "teacher_acc", "image_size", "augment"]
 )
 COLUMNS = FIRST + LATER
 
@@ -169,6 +169,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "width": cell.width,
         "classes": len(data.classes),
         "class_names": data.classes,
+        "image_size": run.settings.image_size,
         "data": data.fingerprint,
         "normalization": run.settings.normalization,
         "mean": list(data.mean),

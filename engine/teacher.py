@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.cells import Settings
 from images.views import Split, normalise, plain
 from models import MODELS, autocast, build
 from utils import UserError, load_checkpoint
 
-# Views a forward pass; rounding depends on it, so it is fixed and not a flag.
+# Views of 32 pixels a forward pass; rounding depends on it, so it is fixed and not a flag.
 CHUNK = defaultdict(lambda: 2000, cpu=64)  # by type of device
 
 
@@ -32,7 +33,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
-        """uint8 [n, 3, 32, 32] to float32 logits [n, K], normalised as the teacher was trained."""
+        """uint8 [n, 3, S, S] to float32 logits [n, K], normalised as the teacher was trained."""
         x = normalise(pixels, self.mean, self.std)
         with same_kernels(), autocast(self.model, x.device, self.amp):
             if not stages:
@@ -57,12 +58,17 @@ def same_kernels() -> Iterator[None]:
 
 
 def load_teacher(
-    path: Path, classes: list[str], amp: bool, device: torch.device, any_names: bool = False
+    path: Path,
+    classes: list[str],
+    amp: bool,
+    device: torch.device,
+    any_names: bool = False,
+    image_size: int = Settings.image_size,
 ) -> Teacher:
     """Read a teacher from its checkpoint alone; `any_names` lets its classes have other names.
 
     Raises UserError if the file is missing, broken, of an unknown architecture, holds weights of
-    another one, or has other classes than the data.
+    another one, or has other classes or another image size, in pixels a side, than the data.
     """
     stored = load_checkpoint(path)
     name, width = stored["model"], stored["width"]
@@ -73,6 +79,12 @@ def load_teacher(
             f"{path} tells {stored['classes']} classes apart and the data have {len(classes)}: "
             "train a teacher on these data"
         )
+    size = stored.get("image_size", Settings.image_size)  # an older version had no other
+    if size != image_size:
+        raise UserError(
+            f"{path} was trained on images of {size} pixels a side and these have {image_size}: "
+            f"train a teacher with --image-size {image_size}, or distil with --image-size {size}"
+        )
     names = stored.get("class_names", classes)
     if names != classes and not any_names:
         raise UserError(
@@ -82,8 +94,9 @@ def load_teacher(
         )
     try:
         with torch.device("meta"):  # a width of a stranger's may be larger than the memory
-            build(name, width, len(classes)).load_state_dict(stored["state"], assign=True)
-        model = build(name, width, len(classes))
+            what = name, width, len(classes), image_size
+            build(*what).load_state_dict(stored["state"], assign=True)
+        model = build(*what)
         model.load_state_dict(stored["state"])
     except Exception:  # whatever a strange width or a key that is no text leads to
         raise UserError(
@@ -107,8 +120,13 @@ def load_teacher(
     )
 
 
+def chunk_size(split: Split, at_32: int) -> int:
+    """Images a forward pass: as many pixels as `at_32` of 32 x 32 have, but 16 images at least."""
+    return max(min(16, at_32), at_32 * 32**2 // split.size**2)
+
+
 def plain_logits(teacher: Teacher, split: Split) -> Tensor:
     """The teacher's logits for a split as it is, [N, K] on the device."""
-    size = CHUNK[split.labels.device.type]
+    size = chunk_size(split, CHUNK[split.labels.device.type])
     starts = range(0, len(split), size)
     return torch.cat([teacher(plain(split, slice(i, i + size))) for i in starts])

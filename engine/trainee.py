@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
-from images.views import SIZE
 from losses import METHODS, hard_loss
 from models import at_least_float32, autocast, build, widest
 from stage_losses import hint_pair
@@ -21,29 +20,29 @@ from utils import Curves, stream
 class Batch:
     """One batch as every cell of a group sees it."""
 
-    x: Tensor  # float32 [B, 3, 32, 32], normalised, channels last
+    x: Tensor  # float32 [B, 3, S, S], normalised, channels last
     labels: Tensor  # int64 [B]
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
     weight: float = 1.0  # of its loss: a small last batch's, or a rank's part in DDP's mean
 
 
-def initial_model(cell: Cell, classes: int) -> nn.Module:
+def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_size) -> nn.Module:
     """The cell's network with its first weights: a pure function of the network and the seed.
 
     All cells of a seed start from the same weights, so their differences are paired.
     """
     with first_weights(cell.seed, cell.model):
-        return build(cell.model, cell.width, classes)
+        return build(cell.model, cell.width, classes, image_size)
 
 
 @functools.cache
-def draws(model: str, width: int, classes: int) -> bool:
+def draws(model: str, width: int, classes: int, image_size: int) -> bool:
     """Whether a training step of the network draws random numbers, as dropout does."""
     with first_weights(0, model):
-        network = build(model, width, classes)
+        network = build(model, width, classes, image_size)
         before = torch.get_rng_state()
-        network(torch.zeros(2, 3, SIZE, SIZE))
+        network(torch.zeros(2, 3, image_size, image_size))
         return not torch.equal(before, torch.get_rng_state())
 
 
@@ -62,9 +61,9 @@ class Trainee:
         self.cell = cell
         self.run_id = run_id(cell, settings)
         self.amp = settings.amp
-        self.draws = draws(cell.model, cell.width, classes)
+        self.draws = draws(cell.model, cell.width, classes, settings.image_size)
         self.method = METHODS[cell.method] if cell.method != "none" else None
-        self.model = initial_model(cell, classes)
+        self.model = initial_model(cell, classes, settings.image_size)
         self.model.to(device, memory_format=torch.channels_last)
         # Under DDP the engine wraps the one and sums the other over the ranks.
         self.forward: nn.Module = self.model

@@ -12,12 +12,14 @@ __all__ += ["widest"]
 MODELS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "cnn": CNN}
 
 
-def build(name: str, width: int, classes: int) -> nn.Module:
+def build(name: str, width: int, classes: int, image_size: int = 32) -> nn.Module:
     """The network `name` with `width` channels in its first stage and `classes` logits.
 
-    Weights are drawn from torch's global generator, so seed that first.
+    The CNN's head depends on `image_size`, in pixels a side. Weights are drawn from torch's global
+    generator, so seed that first.
     """
-    return MODELS[name](width, classes)
+    size = {"image_size": image_size} if name == "cnn" else {}
+    return MODELS[name](width, classes, **size)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The student: two strided convolutions and a linear layer, 25,578 parameters."""
+"""The student: two strided convolutions and a linear layer, 25,578 parameters at 32 pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,14 @@ class CNN(nn.Module):
     DEFAULT_WIDTH = 16
     AUTOCAST = False  # so small that casting costs more than bfloat16 saves
 
-    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
+    def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10, image_size: int = 32):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.head = nn.Linear(2 * width * 8 * 8, classes)
+        self.head = nn.Linear(2 * width * (-(-image_size // 4)) ** 2, classes)  # halved twice, up
 
     def forward(self, x: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Images [B, 3, 32, 32] to logits [B, classes].
+        """Images [B, 3, S, S] to logits [B, classes]; the shapes here are those of S = 32.
 
         With `stages`, also the named activations: stage1 [B, w, 16, 16] (after the max-pool),
         stage2 [B, 2w, 8, 8] and the flat features `pooled` [B, 128 w].

@@ -17,12 +17,12 @@ from utils import UserError
 
 PROTOCOL = (
     *("dataset", "train_size", "val_size", "epochs", "batch_size", "last_batch", "lr"),
-    *("t_max", "momentum", "weight_decay", "clip", "normalization"),
+    *("t_max", "momentum", "weight_decay", "clip", "normalization", "image_size", "augment"),
 )
 IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
 TEXT = (
     *("run_id", "role", "model", "teacher", "method", "dataset", "normalization", "device"),
-    "last_batch",
+    *("last_batch", "augment"),
 )
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),

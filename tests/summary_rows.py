@@ -37,6 +37,8 @@ def row(run_id, acc, **changes):
         "last_batch": "keep",
         "clip": 0.0,
         "normalization": "reference",
+        "image_size": 32,
+        "augment": "crop-flip",
         "amp": False,
     }
     what |= {"test_acc": acc, "best_test_acc": acc, "best_epoch": 6, "test_loss": 1.1}

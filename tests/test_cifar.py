@@ -1,6 +1,6 @@
-"""CIFAR-10 from each form on the disk to a row in the CSV, with nothing replaced in between.
+"""CIFAR from each form on the disk to a row in the CSV, with nothing replaced in between.
 
-What is set is what belongs to these images alone: the archive's MD5, the pixels' checksums.
+What is set is what belongs to these images alone: MD5s and the pixels' checksums.
 """
 
 import functools
@@ -21,7 +21,8 @@ import torch
 from conftest import CPU, ROOT, script
 
 import train_student
-from images import cifar, download
+from images import cifar
+from images.cifar import CIFAR10
 from images.sources import load
 from utils import UserError
 
@@ -31,8 +32,8 @@ ARCHIVE = cifar_archive.archive(ARRAYS)
 
 @pytest.fixture(autouse=True)
 def checksums(monkeypatch):
-    monkeypatch.setattr(cifar, "CRC", cifar_archive.known_by(ARRAYS))
-    monkeypatch.setattr(download, "SOURCES", [])  # whoever asks one has overlooked what is there
+    monkeypatch.setattr(CIFAR10, "crc", cifar_archive.known_by(ARRAYS))
+    monkeypatch.setattr(CIFAR10, "sources", [])  # whoever asks one has overlooked what is there
 
 
 @pytest.fixture
@@ -56,9 +57,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     """The main command, as somebody runs it who has nothing yet; from a folder of their own."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import images.cifar, images.download\n"
-        f"images.cifar.CRC = {cifar.CRC}\n"
-        f"images.download.MD5 = {hashlib.md5(ARCHIVE).hexdigest()!r}\n"
+        "from images.cifar import CIFAR10\n"
+        f"CIFAR10.crc = {CIFAR10.crc}\n"
+        f"CIFAR10.md5 = {hashlib.md5(ARCHIVE).hexdigest()!r}\n"
     )
     home = tmp_path / "a home"
     home.mkdir()
@@ -84,7 +85,7 @@ def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     done = subprocess.run(argv, cwd=home, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in home.iterdir()} == {"my data", "my runs"}
-    assert (home / "my data" / download.ARCHIVE).read_bytes() == ARCHIVE
+    assert (home / "my data" / CIFAR10.archive).read_bytes() == ARCHIVE
     rows = pd.read_csv(home / "my runs" / "results" / "results.csv")
     assert rows.role.value_counts().to_dict() == {"distill": 4, "student": 4, "teacher": 1}
     assert set(rows.width[rows.role != "teacher"]) == {8}
@@ -99,7 +100,7 @@ def forms(root) -> dict:
     for name in ("archive", "folder", "named", "bare", "files", "both", "repickled"):
         (root / name).mkdir()
     for name in ("archive", "both"):
-        (root / name / download.ARCHIVE).write_bytes(ARCHIVE)
+        (root / name / CIFAR10.archive).write_bytes(ARCHIVE)
     (root / "named" / "any name.tar.gz").write_bytes(ARCHIVE)
     published = {n: cifar_archive.python2(c) for n, c in cifar_archive.batches(ARRAYS).items()}
     anew = {  # by Python 3, in another order, keys as text, all training images in one file
@@ -110,9 +111,9 @@ def forms(root) -> dict:
         for name, content in cifar_archive.batches(anew, parts=1).items()
     }
     for place, files in (
-        (root / "folder" / cifar.FOLDER, published),
+        (root / "folder" / CIFAR10.folder, published),
         (root / "bare" / "batches", published),
-        (root / "repickled" / cifar.FOLDER, repickled),
+        (root / "repickled" / CIFAR10.folder, repickled),
     ):
         place.mkdir()
         for name, raw in files.items():
@@ -139,7 +140,7 @@ def test_every_form_gives_the_same_row_and_is_left_as_it_is(tmp_path):
 
 
 def test_pixels_and_labels_are_those_of_the_archive(tmp_path):
-    (tmp_path / download.ARCHIVE).write_bytes(ARCHIVE)
+    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
     data = load("cifar10", tmp_path, CPU)
     assert data.classes[3] == "cat" and len(data.classes) == 10
     for split, (images, labels) in ARRAYS.items():
@@ -153,9 +154,9 @@ def test_pixels_and_labels_are_those_of_the_archive(tmp_path):
 def test_classes_are_cifars_whatever_the_folders_are_called(tmp_path):
     cifar_archive.as_files(ARRAYS, tmp_path)
     for split in ("train", "test"):
-        for label, name in enumerate(cifar.CLASSES):
+        for label, name in enumerate(CIFAR10.classes):
             (tmp_path / split / name).rename(tmp_path / split / str(label))
-    assert load("cifar10", tmp_path, CPU).classes == cifar.CLASSES
+    assert load("cifar10", tmp_path, CPU).classes == CIFAR10.classes
 
 
 class Evil:
@@ -168,7 +169,7 @@ class Evil:
 )
 def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place, folder = tmp_path / download.ARCHIVE, tmp_path / cifar.FOLDER
+    place, folder = tmp_path / CIFAR10.archive, tmp_path / CIFAR10.folder
     if kind == "torn":
         place.write_bytes(ARCHIVE[:-100])
     elif kind == "no archive":
