@@ -34,11 +34,9 @@ def draw(train: int, test: int, classes: int = 10) -> dict[str, tuple[np.ndarray
     rng, arrays = np.random.default_rng(0), {}
     for split, count in (("train", train), ("test", test)):
         labels = rng.permutation(np.repeat(np.arange(classes), count))
-        noise = rng.integers(0, 60, (len(labels), 32, 32, 3))
-        arrays[split] = (
-            (190 // (classes - 1) * labels[:, None, None, None] + noise).astype(np.uint8),
-            labels,
-        )
+        pixels = 180 // (classes - 1) * labels[:, None, None, None]
+        pixels = pixels + rng.integers(0, 60, (len(labels), 32, 32, 3))
+        arrays[split] = pixels.astype(np.uint8), labels
     return arrays
 
 

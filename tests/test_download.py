@@ -119,9 +119,8 @@ def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
         odd = ["not-a-url", "http://[", "http://127.0.0.1:port/", "file:///etc/hosts", dead]
         monkeypatch.setattr(CIFAR10, "sources", odd + [server.url + path for path in paths])
         began = time.monotonic()
-        archive = download.ensure_archive(
-            tmp_path / "new" / "data", CIFAR10
-        )  # made where it is missing
+        new = tmp_path / "new" / "data"  # made where it is missing
+        archive = download.ensure_archive(new, CIFAR10)
         assert time.monotonic() - began < 20
 
     assert archive == tmp_path / "new" / "data" / CIFAR10.archive
