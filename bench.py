@@ -8,6 +8,7 @@ results/bench.md below --out-dir.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -158,18 +159,19 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     chunk, images = CHUNK[device.type], len(data.train)
     teacher.model.to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
-        sheet = Sheet(Path(folder) / "bench.sheet", {}, images, len(data.classes))
+        every = data.train.views * images
+        sheet = Sheet(Path(folder) / "bench.sheet", {}, every, len(data.classes))
         # Nothing is saved, so there is no keeper, who would catch Ctrl-C.
         # As long a pass as the reference's, whatever the images: a GPU compiles the steps of one.
         settings = Settings(amp=job.amp, epochs=EPOCHS * IMAGES // images)
         how = settings, data, teacher, Path(), device, Ranks(), None
         run = Run(*how, sheet=sheet)
-        views = epoch_views(0, 0, images, device)
+        views = epoch_views(0, 0, data.train)
 
         def ask_and_keep(i: int) -> None:
             start = i * chunk % max(images - chunk, 1)
             own = views[start : start + chunk]
-            sheet.write(own.numbers(images).cpu(), ask(teacher, data.train, own))
+            sheet.write(own.numbers(data.train).cpu(), ask(teacher, data.train, own))
 
         wait()
         asks = timed(ask_and_keep, job.repeats, device, 1)
@@ -198,9 +200,9 @@ def time_pass(
     data, device, images = run.data, run.device, len(run.data.train)
     own = group[job.rank :: job.ranks]
     steps = Steps([Trainee(c, run.settings, len(data.classes), device) for c in own], run)
-    drawn = functools.partial(epoch_views, group[0].seed, 0, images, device)
+    drawn = functools.partial(epoch_views, group[0].seed, 0, data.train)
     if run.sheet:
-        run.sheet.write(drawn().numbers(images).cpu(), torch.randn(images, len(data.classes)))
+        run.sheet.write(drawn().numbers(data.train).cpu(), torch.randn(images, len(data.classes)))
 
     def begin(_: int) -> None:
         views, logits = drawn(), None
@@ -247,7 +249,7 @@ def repeat(split: Split, count: int) -> Split:
     """`count` images, the split's over and over: what they show does not matter for the speed."""
     times = -(-count // len(split))
     padded, labels = split.padded.repeat(times, 1, 1, 1), split.labels.repeat(times)
-    return Split(padded[:count], labels[:count])
+    return dataclasses.replace(split, padded=padded[:count], labels=labels[:count])
 
 
 def work(job: argparse.Namespace, barrier, answers) -> None:

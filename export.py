@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 def examples(args: argparse.Namespace, size: int) -> tuple[Tensor, str]:
     """Images to compare on, uint8 [N, 3, size, size], and what they are."""
     if args.dataset:
-        test = load(args.dataset, args.data_dir, torch.device("cpu")).test
+        test = load(args.dataset, args.data_dir, torch.device("cpu"), image_size=size).test
         pixels = plain(
             test, slice(None, None, -(-len(test) // MOST))
         )  # they may lie class by class

@@ -143,8 +143,8 @@ def add_distillation(p: Parser) -> None:
     add("--beta", type=NOT_NEGATIVE, nargs="+",
         help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
-        help="where the teacher's answers are kept for later commands: beside its checkpoint, "
-        "nowhere, or in DIR")  # fmt: skip
+        help="where the teacher's answers are kept for later commands: beside its checkpoint, if "
+        "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
     for whose in ("student", "teacher"):
         add(f"--{whose}-layers", nargs="+", default=[], metavar="LAYER",

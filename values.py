@@ -25,6 +25,7 @@ def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[st
 COUNT = number(int, lambda v: v >= 1, "a whole number of at least 1")
 COUNT_OR_NONE = number(int, lambda v: v >= 0, "a whole number of at least 0")
 WIDTH = number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
+PIXELS = number(int, lambda v: 8 <= v <= 4096, "a whole number from 8 to 4096")
 THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from images.sources import SOURCES
+from images.sources import AUGMENTS, SOURCES
 from losses import METHODS, is_taught
 from models import default_width, file_name
 from utils import UserError
-from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, POSITIVE
+from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PIXELS, POSITIVE
 
 
 def setting(
@@ -84,6 +84,11 @@ class Settings:
         only=("optimizer", "sgd"), action="store_true")  # fmt: skip
     optimizer: str = setting("sgd", "", "adamw has torch's betas, and wants an --lr like 0.001",
         choices=["sgd", "adamw"])  # fmt: skip
+    image_size: int = setting(32, "px", "pixels a side; images of another size are resized", "data",
+        type=PIXELS, metavar="N")  # fmt: skip
+    augment: str = setting("crop-flip", "aug", "training images padded by an eighth and cropped, "
+        "and flipped half the time; only flipped; or as they are", "data",
+        choices=AUGMENTS)  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises UserError for settings that contradict each other."""
@@ -148,7 +153,7 @@ def declared() -> dict[str, Field]:
 SETTINGS = declared()
 OPTIMISER = tuple(f.name for f in fields(Cell) if f.metadata)  # a cell's own
 REFERENCE = {"amp": Settings.amp} | {name: f.default for name, f in SETTINGS.items()}
-DATA_SETTINGS = ("dataset", "train_size", "val_size")
+DATA_SETTINGS = ("dataset", "train_size", "val_size", "image_size")
 
 
 def changed(values: dict, names: Iterable[str]) -> str:

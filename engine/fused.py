@@ -89,7 +89,10 @@ class FusedStep:
         self.lr.copy_(self._column(t.lr_at(epoch) for t in self.trainees))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Images [B, 3, 32, 32] to every student's logits [C, B, K]; CNN.forward, stacked."""
+        """Images [B, 3, S, S] to every student's logits [C, B, K]; CNN.forward, stacked.
+
+        The shapes here are those of S = 32.
+        """
         p, cells, batch = self.stacks, len(self.trainees), len(x)
         width = p["conv1.weight"].shape[1]
         # The cells share the input, so their first convolutions are one, with C * w channels.
@@ -101,8 +104,8 @@ class FusedStep:
         patches = taps(taps(h, 1), 3).unflatten(5, (cells, width))  # [B, 8, 3, 8, 3, C, w]
         patches = patches.permute(5, 0, 1, 3, 2, 4, 6)
         kernel = p["conv2.weight"].permute(0, 3, 4, 2, 1).flatten(1, 3)  # [C, 9w, 2w]
-        h = torch.bmm(patches.reshape(cells, batch * 64, 9 * width), kernel)
-        h = (h + p["conv2.bias"][:, None]).view(cells, batch, 64 * 2 * width)
+        h = torch.bmm(patches.reshape(cells, -1, 9 * width), kernel)
+        h = (h + p["conv2.bias"][:, None]).view(cells, batch, -1)
         return torch.baddbmm(p["head.bias"][:, None], h, p["head.weight"].transpose(1, 2))
 
     def predict(self, x: Tensor, chosen: set[Trainee]) -> list[Tensor]:
@@ -180,6 +183,8 @@ def taps(h: Tensor, dim: int) -> Tensor:
 
     Place i sees 2i - 1, 2i and 2i + 1. (Not Tensor.unfold, whose gradient was a fifth of a step.)
     """
+    if h.shape[dim] % 2:  # the last place sees one zero more
+        h = F.pad(h, (0, 0) * (h.ndim - 1 - dim) + (0, 1))
     even, odd = h.unflatten(dim, (-1, 2)).unbind(dim + 1)
     return torch.stack([shifted(odd, dim, 1, 0.0), even, odd], dim + 1)
 

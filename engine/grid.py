@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 from itertools import groupby
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from engine.cells import Cell, Settings, data_suffix, every_setting, run_id, spa
 from engine.loop import train
 from engine.resume import Keeper, Run, clear
 from engine.rows import best_path, csv_path, locked, machine, read_rows
-from engine.sheet import open_sheet
+from engine.sheet import AUTO_BYTES, open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
@@ -51,12 +52,14 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     complaints, keeper = [], Keeper(args.save_seconds)
     sheet = None
     if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
-        folder = teacher.folder if args.teacher_cache == "auto" else Path(args.teacher_cache)
-        sheet = open_sheet(folder, teacher, data, machine(str(device)))
+        auto = args.teacher_cache == "auto"
+        folder = teacher.folder if auto else Path(args.teacher_cache)
+        most = AUTO_BYTES if auto else math.inf
+        sheet = open_sheet(folder, teacher, data, machine(str(device)), most)
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
     how["keep_best"] = args.keep == "best"
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
-        how["weights"] = fitting(args.weights, pending[0], len(data.classes))
+        how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings.image_size)
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]
@@ -102,10 +105,9 @@ def load_in_turn(
     settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
 ) -> Data:
     """The lead loads first, so that a download or a decoding happens once."""
-    sizes = settings.train_size, settings.val_size
-    work = functools.partial(
-        load, settings.dataset, data_dir, device, *sizes, settings.normalization
-    )
+    names = ("dataset", "train_size", "val_size", "normalization", "image_size", "augment")
+    how = {name: getattr(settings, name) for name in names}
+    work = functools.partial(load, data_dir=data_dir, device=device, **how)
     return parallel.lead_first(ranks, work) or work()
 
 
@@ -123,9 +125,11 @@ def meet_teacher(
         path = find_teacher(args, settings, needed)
         if not path:
             return None
-        where = data.classes, settings.amp, device, args.other_classes, args.teacher_model
         layers = tuple(getattr(args, "teacher_layers", None) or ())
-        teacher = load_teacher(path, *where, layers)
+        teacher = load_teacher(
+            path, data.classes, settings.amp, device, any_names=args.other_classes,
+            image_size=settings.image_size, own=args.teacher_model, layers=layers,
+        )  # fmt: skip
         if not args.teacher and teacher.data != data.fingerprint:
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
@@ -171,7 +175,7 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
     if not found:
         raise UserError(
             f"no teacher checkpoint {folder}/*{ending}: run train_teacher.py with the same "
-            "--dataset, --train-size, --val-size and --out-dir, or give --teacher"
+            "--dataset, --train-size, --val-size, --image-size and --out-dir, or give --teacher"
         )
     names = ", ".join(path.name for path in found)
     raise UserError(f"several teachers in {folder} ({names}): choose one with --teacher")

@@ -51,7 +51,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         if not settings.epochs:  # --weights as they are
             measure_untrained(trainees, steps, run)
         for epoch in range(first, settings.epochs):
-            views = epoch_views(group[0].seed, epoch, len(images), run.device)
+            views = epoch_views(group[0].seed, epoch, images)
             logits = None
             if asks:
                 progress.doing(f"epoch {epoch + 1}, teacher")
@@ -87,7 +87,7 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
     settings, rest = run.settings, len(run.data.train) % run.settings.batch_size
     for cell in {t.cell for t in trainees if rest == 1 and settings.last_batch != "drop"}:
         try:
-            draws(cell.model, cell.width, len(run.data.classes), images=1)
+            draws(cell.model, cell.width, len(run.data.classes), settings.image_size, images=1)
         except UserError as error:  # a batch norm that sees one number a channel
             raise UserError(f"{error} (an epoch ends with 1 image: --last-batch drop)") from None
     learners = [t for t in trainees if t.learns_from_stages]

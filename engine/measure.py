@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.teacher import chunk_size
 from images.sources import Data
 from images.views import Split, normalise, plain
 from models import autocast, widest
 
-CHUNK = 500  # images a forward pass
+CHUNK = 500  # images of 32 pixels a forward pass
 BINS = 15
 
 
-Predict = Callable[[Tensor], Iterable[Tensor]]  # images [B, 3, 32, 32] to logits [B, K], by model
+Predict = Callable[[Tensor], Iterable[Tensor]]  # images [B, 3, S, S] to logits [B, K], by model
 
 
 def one_by_one(models: Sequence[nn.Module], amp: bool) -> Predict:
@@ -34,8 +35,9 @@ def one_by_one(models: Sequence[nn.Module], amp: bool) -> Predict:
 def all_logits(predict: Predict, split: Split, data: Data) -> list[Tensor]:
     """Each model's logits for a split, [N, K] each: the images are prepared once for all."""
     parts = []
-    for start in range(0, len(split), CHUNK):
-        x = normalise(plain(split, slice(start, start + CHUNK)), data.mean, data.std)
+    size = chunk_size(split, CHUNK)
+    for start in range(0, len(split), size):
+        x = normalise(plain(split, slice(start, start + size)), data.mean, data.std)
         parts.append([logits.float() for logits in predict(x)])
     return [torch.cat(logits) for logits in zip(*parts, strict=True)]
 

@@ -28,8 +28,9 @@ def open_checkpoint(path: Path, own: Imported | None = None) -> tuple[Teacher, l
         raise UserError(f"no checkpoint at {path}: training leaves them in checkpoints/")
     stored = load_checkpoint(path)
     classes = stored.get("class_names") or [str(i) for i in range(stored["classes"])]
-    network = load_teacher(path, classes, amp=False, device=torch.device("cpu"), own=own)
-    return network, classes, stored.get("image_size", 32)
+    size = stored.get("image_size", 32)
+    how = {"amp": False, "device": torch.device("cpu"), "image_size": size, "own": own}
+    return load_teacher(path, classes, **how), classes, size
 
 
 class Portable(nn.Module):

@@ -177,6 +177,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "width": cell.width,
         "classes": len(data.classes),
         "class_names": data.classes,
+        "image_size": run.settings.image_size,
         "data": data.fingerprint,
         "normalization": run.settings.normalization,
         "mean": list(data.mean),

@@ -1,9 +1,9 @@
 """The answer sheet: what the teacher has said to every view that it was ever asked about.
 
-A view is one of 162 of an image, so 50,000 images have 8.1 million views, and a sheet of
-8.1 million x 10 logits (356 MB) answers every seed, epoch, cell, response method and later command
-from then on. It is a file beside the checkpoint, sparse, and filled as views come up. Every row
-carries a check word, so that a row that a kill or a full disk left torn is one that is not there.
+At 32 pixels a view is one of 162 of an image, so 50,000 images have 8.1 million views, and a sheet
+of 8.1 million x 10 logits (356 MB) answers every seed, epoch, cell, response method and later
+command from then on. It is a file beside the checkpoint, sparse, and filled as views come up. Every
+row carries a check word, so that one that a kill or a full disk left torn is one that is not there.
 
 That is exact: teacher and student see the same view (Beyer et al., CVPR 2022), and a view's logits
 are the same bits in any company (`check` tries it; where they are not, there is no sheet).
@@ -12,6 +12,7 @@ are the same bits in any company (`check` tries it; where they are not, there is
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -21,12 +22,15 @@ import torch
 from torch import Tensor
 
 from engine.parallel import Ranks, from_lead, share
-from engine.teacher import CHUNK, Teacher
+from engine.teacher import CHUNK, Teacher, chunk_size
 from images.sources import Data
-from images.views import VIEWS, Split, Views, gather
+from images.views import Split, Views, gather
 from utils import OwnError, note
 
 FORM = 1  # of the file and of the answers; raise it when a change in the code makes others
+# Views grow with the square of the image's size, so one epoch after another hardly ever meets one
+# again. A sheet that could grow beyond this is made only where --teacher-cache names its folder.
+AUTO_BYTES = 20e9
 SALT = 0x5EED  # so that a row of zeros, a hole, does not pass its check
 
 
@@ -36,13 +40,13 @@ class Sheet:
     They write the same bits into the same places, so they need not wait for one another.
     """
 
-    def __init__(self, path: Path, key: dict, images: int, classes: int):
+    def __init__(self, path: Path, key: dict, views: int, classes: int):
         """Open or create it. Raises OSError where there is no room or no leave to write."""
         self.path, self.classes = path, classes
         self.full = self.unreadable = False
         header = json.dumps(key, sort_keys=True).encode().ljust(4096)
         self.start, self.width = len(header), 4 * (classes + 1)  # bytes
-        size = self.start + VIEWS * images * self.width
+        size = self.start + views * self.width
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             create(path, header, size)
@@ -112,16 +116,27 @@ def create(path: Path, header: bytes, size: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_sheet(folder: Path, teacher: Teacher, data: Data, machine: str) -> Sheet | None:
+def open_sheet(
+    folder: Path, teacher: Teacher, data: Data, machine: str, most: float = math.inf
+) -> Sheet | None:
     """The sheet of this teacher, these images and this way of computing, in `folder`.
 
     `machine` names the processor or GPU: another one rounds in another way. None, with a line that
-    says why, where there cannot be one.
+    says why, where there cannot be one, or where it could grow beyond `most` bytes.
     """
-    device = data.train.labels.device
+    device, split = data.train.labels.device, data.train
+    views = split.views * len(split)
+    if (size := 4 * (len(data.classes) + 1) * views) > most:
+        note(
+            f"no answer sheet: with {split.views:,} views an image it could grow to "
+            f"{size / 1e9:,.0f} GB, more than {most / 1e9:g}, so each epoch asks the teacher; "
+            "--teacher-cache DIR keeps one all the same; with --augment flip an image has 2 views"
+        )
+        return None
     key = {
         "teacher": teacher.sha,
         "data": data.fingerprint,
+        "views": split.views,
         "device": device.type,
         "amp": teacher.amp,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
@@ -133,8 +148,8 @@ def open_sheet(folder: Path, teacher: Teacher, data: Data, machine: str) -> Shee
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{teacher.run_id}-{name}.sheet"
     try:
-        sheet = Sheet(path, key, len(data.train), len(data.classes))
-        check(teacher, data.train, sheet)
+        sheet = Sheet(path, key, views, len(data.classes))
+        check(teacher, split, sheet)
     except OSError as error:
         note(f"no answer sheet at {path} ({error.strerror}): every command asks the teacher anew")
         return None
@@ -147,9 +162,9 @@ def check(teacher: Teacher, split: Split, sheet: Sheet) -> None:
     What was asked for that is kept, so that the next command has rows to compare its own with.
     """
     device = split.labels.device
-    size = CHUNK[device.type]
-    numbers = torch.arange(2 * size) * 7919 % (VIEWS * len(split))  # from here and there
-    views = Views.numbered(numbers.to(device), len(split))
+    size = chunk_size(split, CHUNK[device.type])
+    numbers = torch.arange(2 * size) * 7919 % (split.views * len(split))  # from here and there
+    views = Views.numbered(numbers.to(device), split)
     others = torch.randperm(2 * size, generator=torch.Generator().manual_seed(0))[:size]
     first, second = ask(teacher, split, views[:size]), ask(teacher, split, views[others.to(device)])
     again = others < size
@@ -167,7 +182,7 @@ def ask(teacher: Teacher, split: Split, views: Views) -> Tensor:
     Filled up to a whole chunk: a kernel is chosen by size, and each rounds in its own way. Raises
     UserError where they are not finite.
     """
-    size = CHUNK[split.labels.device.type]
+    size = chunk_size(split, CHUNK[split.labels.device.type])
     filled = views[torch.arange(size, device=views.index.device) % len(views)]
     logits = teacher(gather(split, filled))[: len(views)].cpu()
     if not torch.isfinite(logits).all():
@@ -190,11 +205,12 @@ def epoch_logits(
     From the sheet where they stand there; the rest is asked in chunks, shared out over the ranks,
     and kept. `tick` is called after each chunk.
     """
-    device, numbers = views.index.device, views.numbers(len(split)).cpu()
+    device, numbers = views.index.device, views.numbers(split).cpu()
     # Read once for all ranks, who must agree on what is missing: another command may be writing.
     known = from_lead(ranks, sheet.read(numbers) if sheet and ranks.lead else None)
     there = known[1] if known else torch.zeros(len(views), dtype=torch.bool)
-    chunks = [part for part in (~there).nonzero()[:, 0].split(CHUNK[device.type]) if len(part)]
+    size = chunk_size(split, CHUNK[device.type])
+    chunks = [part for part in (~there).nonzero()[:, 0].split(size) if len(part)]
     answers = {}
     for i in range(ranks.rank, len(chunks), ranks.world):
         answers[i] = ask(teacher, split, views[chunks[i].to(device)])

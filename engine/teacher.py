@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.cells import Settings
 from images.views import Split, normalise, plain
 from models import MODELS, Imported, Stages, autocast, build, find, is_own, on_device
 from utils import UserError, load_checkpoint
 
-# Views a forward pass; rounding depends on it, so it is fixed and not a flag.
+# Views of 32 pixels a forward pass; rounding depends on it, so it is fixed and not a flag.
 CHUNK = defaultdict(lambda: 2000, cpu=64)  # by type of device
 
 
@@ -35,7 +36,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
-        """uint8 [n, 3, 32, 32] to float32 logits [n, K], normalised as the teacher was trained."""
+        """uint8 [n, 3, S, S] to float32 logits [n, K], normalised as the teacher was trained."""
         x = normalise(pixels, self.mean, self.std)
         with same_kernels(), autocast(self.model, x.device, self.amp):
             if not stages:
@@ -67,20 +68,27 @@ def load_teacher(
     amp: bool,
     device: torch.device,
     any_names: bool = False,
+    image_size: int = Settings.image_size,
     own: Imported | None = None,
     layers: tuple[str, ...] = (),
 ) -> Teacher:
     """Read a teacher from its checkpoint alone; `any_names` lets its classes have other names.
 
     `own` is the network that --teacher-model names. Raises UserError if the file is missing,
-    broken, of an unknown architecture, holds weights of another one, or has other classes than the
-    data.
+    broken, of an unknown architecture, holds weights of another one, or has other classes or
+    another image size, in pixels a side, than the data.
     """
     stored = load_checkpoint(path)
     if stored["classes"] != len(classes):
         raise UserError(
             f"{path} tells {stored['classes']} classes apart and the data have {len(classes)}: "
             "train a teacher on these data"
+        )
+    size = stored.get("image_size", Settings.image_size)  # an older version had no other
+    if size != image_size:
+        raise UserError(
+            f"{path} was trained on images of {size} pixels a side and these have {image_size}: "
+            f"train a teacher with --image-size {image_size}, or distil with --image-size {size}"
         )
     names = stored.get("class_names", classes)
     if names != classes and not any_names:
@@ -109,6 +117,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     A user's own network is `own`, which the command line named. Raises UserError.
     """
     name, width, classes = stored["model"], stored["width"], stored["classes"]
+    size = stored.get("image_size", Settings.image_size)
     if is_own(name) and not own:
         raise UserError(
             f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "
@@ -118,8 +127,8 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     try:
         if name in MODELS and not own:
             with torch.device("meta"):  # a width of a stranger's may be larger than the memory
-                build(name, width, classes).load_state_dict(stored["state"], assign=True)
-        model = own.build(classes) if own else build(name, width, classes)
+                build(name, width, classes, size).load_state_dict(stored["state"], assign=True)
+        model = own.build(classes) if own else build(name, width, classes, size)
         model.load_state_dict(stored["state"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -135,8 +144,13 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     return model.eval()
 
 
+def chunk_size(split: Split, at_32: int) -> int:
+    """Images a forward pass: as many pixels as `at_32` of 32 x 32 have, but 16 images at least."""
+    return max(min(16, at_32), at_32 * 32**2 // split.size**2)
+
+
 def plain_logits(teacher: Teacher, split: Split) -> Tensor:
     """The teacher's logits for a split as it is, [N, K] on the device."""
-    size = CHUNK[split.labels.device.type]
+    size = chunk_size(split, CHUNK[split.labels.device.type])
     starts = range(0, len(split), size)
     return torch.cat([teacher(plain(split, slice(i, i + size))) for i in starts])

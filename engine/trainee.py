@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
-from images.views import SIZE
 from losses import METHODS, hard_loss
 from models import (
     Stages,
@@ -30,32 +29,32 @@ from utils import Curves, UserError, stream
 class Batch:
     """One batch as every cell of a group sees it."""
 
-    x: Tensor  # float32 [B, 3, 32, 32], normalised, channels last
+    x: Tensor  # float32 [B, 3, S, S], normalised, channels last
     labels: Tensor  # int64 [B]
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
     weight: float = 1.0  # of its loss, for a small last batch
 
 
-def initial_model(cell: Cell, classes: int) -> nn.Module:
+def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_size) -> nn.Module:
     """The cell's network with its first weights: a pure function of the network and the seed.
 
     All cells of a seed start from the same weights, so their differences are paired.
     """
     with first_weights(cell.seed, cell.model):
-        return build(cell.model, cell.width, classes)
+        return build(cell.model, cell.width, classes, image_size)
 
 
 @functools.cache
-def draws(model: str, width: int, classes: int, images: int = 2) -> bool:
+def draws(model: str, width: int, classes: int, image_size: int, images: int = 2) -> bool:
     """Whether a training step of the network draws random numbers, as dropout does.
 
     Raises UserError where it cannot take such a step, as on so many `images`: no logits come out,
     or there is nothing to train.
     """
-    x = torch.randn(images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(images, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with first_weights(0, model):
-        network = build(model, width, classes)
+        network = build(model, width, classes, image_size)
         if not any(p.requires_grad for p in network.parameters()):
             raise UserError(f"{model} has no weights to train")
         before = torch.get_rng_state()
@@ -78,9 +77,9 @@ class Trainee:
         self.cell = cell
         self.run_id = run_id(cell, settings)
         self.amp = settings.amp
-        self.draws = draws(cell.model, cell.width, classes)
+        self.draws = draws(cell.model, cell.width, classes, settings.image_size)
         self.method = METHODS[cell.method] if cell.method != "none" else None
-        self.model = on_device(initial_model(cell, classes), device)
+        self.model = on_device(initial_model(cell, classes, settings.image_size), device)
         self.regressor: nn.Module | None = None
         self.stages: Stages | None = None  # of a method on activations, once it has met them
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.

@@ -54,9 +54,9 @@ def is_state(content: object) -> bool:
     )
 
 
-def fitting(weights: State, cell: Cell, classes: int) -> State:
+def fitting(weights: State, cell: Cell, classes: int, image_size: int) -> State:
     """The weights, where they are those of the cell's network. Raises UserError."""
-    own = build(cell.model, cell.width, classes).state_dict()
+    own = build(cell.model, cell.width, classes, image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise UserError(

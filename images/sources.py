@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-10, a folder, drawn shapes; and which of them a run sees."""
+"""Where images come from: CIFAR, a folder, drawn shapes; and which of them a run sees."""
 
 import zlib
 from dataclasses import dataclass
@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from images import shapes
-from images.cifar import cifar10
-from images.folder import Arrays, folder
-from images.views import PAD, SIZE, Split
-from utils import UserError, stream
+from images.cifar import CIFAR10, CIFAR100, load_cifar
+from images.folder import Arrays, check_room, folder
+from images.views import Split, plain
+from utils import UserError, note, stream
 
 # The constants of the reference. This std is not the pixels' own (0.2470, 0.2435, 0.2616).
 REFERENCE_MEAN, REFERENCE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100_MOMENTS = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 SHAPES_SIZES = {"train": 5_000, "test": 2_000}
+AUGMENTS = ("crop-flip", "flip", "none")
+PIECE = 1_000  # images converted at a time
 
 
 @dataclass
@@ -39,47 +44,74 @@ def load(
     train_size: int = 0,
     val_size: int = 0,
     normalization: str = "reference",
+    image_size: int = 32,
+    augment: str = "crop-flip",
 ) -> Data:
-    """Load, split and pad a data set onto the device; sizes in images, as in `split_off`.
+    """Load, split, resize and pad a data set onto the device.
+
+    Train and val size in images, as in `split_off`; image size in pixels a side.
 
     `normalization` is reference, data, or three means and three stds: `0.5 0.5 0.5/0.2 0.2 0.2`.
 
     Raises UserError for whatever is wrong with the files or the sizes asked for.
     """
-    arrays, classes = SOURCES[dataset](data_dir)
+    arrays, classes = SOURCES[dataset](data_dir, image_size)
     images, labels = arrays["train"]
     train, val = split_off(labels, val_size, train_size, classes)
-    mean, std = REFERENCE_MEAN, REFERENCE_STD
+    own = images.shape[1]
+    if own != image_size:
+        note(f"{dataset}: its images of {own}x{own} were resized to {image_size}x{image_size}")
+    pad = image_size // 8 if "crop" in augment else 0
+    count = len(train) + len(val) + len(arrays["test"][1])
+    advice = "a smaller --train-size or --image-size"
+    check_room(count, image_size, image_size + 2 * pad, device, advice)
+    how = {"device": device, "size": image_size, "pad": pad, "flips": 1 + ("flip" in augment)}
+    splits = {
+        "train": to_device(images, labels, train, **how),
+        "test": to_device(*arrays["test"], slice(None), **how),
+        "val": to_device(images, labels, val, **how) if len(val) else None,
+    }
+    mean, std = CIFAR100_MOMENTS if dataset == "cifar100" else (REFERENCE_MEAN, REFERENCE_STD)
     if normalization == "data":
-        mean, std = channel_moments(images[train])
+        mean, std = channel_moments(splits["train"])
     elif "/" in normalization:  # numbers of a teacher's own
         mean, std = (tuple(map(float, part.split())) for part in normalization.split("/"))
-    splits = {
-        "train": to_device(images, labels, train, device),
-        "test": to_device(*arrays["test"], slice(None), device),
-        "val": to_device(images, labels, val, device) if len(val) else None,
-    }
     measured_on = crc(splits["test"], crc(splits["val"]) if len(val) else 0)
     return Data(**splits, classes=classes, mean=mean, std=std,
                 fingerprint=crc(splits["train"]), measured_on=measured_on)  # fmt: skip
 
 
 def crc(split: Split, before: int = 0) -> int:
-    """CRC-32 of the padded pixels and then the labels."""
-    pixels = zlib.crc32(split.padded.cpu().numpy(), before)
-    return zlib.crc32(split.labels.cpu().numpy(), pixels)
+    """CRC-32 of the pixels, padded as for crops whatever the augmentation, and then the labels."""
+    lacks = split.size // 8 - split.pad
+    for part in split.padded.split(PIECE):
+        part = F.pad(part.cpu(), (0, 0, lacks, lacks, lacks, lacks))
+        before = zlib.crc32(part.numpy(), before)
+    return zlib.crc32(split.labels.cpu().numpy(), before)
 
 
 def to_device(
-    images: np.ndarray, labels: np.ndarray, keep: np.ndarray | slice, device: torch.device
+    images: np.ndarray,
+    labels: np.ndarray,
+    keep: np.ndarray | slice,
+    device: torch.device,
+    size: int,
+    pad: int,
+    flips: int,
 ) -> Split:
-    """The images numbered `keep`, padded; in pieces, for a second copy of all is memory lost."""
+    """The images numbered `keep`, resized to `size` pixels a side and padded; the rest as in Split.
+
+    In pieces, for a second copy of all is memory lost.
+    """
     labels, keep = labels[keep], np.arange(len(labels))[keep]
-    padded = torch.zeros(len(keep), SIZE + 2 * PAD, SIZE + 2 * PAD, 3, dtype=torch.uint8)
-    for start in range(0, len(keep), 5000):
-        part = torch.from_numpy(images[keep[start : start + 5000]])
-        padded[start : start + 5000, PAD : PAD + SIZE, PAD : PAD + SIZE] = part
-    return Split(padded.to(device), torch.from_numpy(labels).to(device))
+    side, inside = size + 2 * pad, slice(pad, pad + size)
+    padded = torch.zeros(len(keep), side, side, 3, dtype=torch.uint8, device=device)
+    for start in range(0, len(keep), PIECE):
+        part = images[keep[start : start + PIECE]]
+        if part.shape[1] != size:
+            part = np.stack([Image.fromarray(image).resize((size, size)) for image in part])
+        padded[start : start + PIECE, inside, inside] = torch.from_numpy(part)
+    return Split(padded, torch.from_numpy(labels).to(device), pad, flips)
 
 
 def split_off(
@@ -116,9 +148,12 @@ def balanced(
     return np.sort(np.concatenate(picked))
 
 
-def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation of pixels in [0, 1]."""
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(split), PIECE):
+        pixels = plain(split, slice(start, start + PIECE)).cpu().numpy()
+        counts += [np.bincount(pixels[:, c].ravel(), minlength=256) for c in range(3)]
     values = np.arange(256) / 255
     mean = (counts * values).sum(1) / counts.sum(1)
     variance = (counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)
@@ -126,14 +161,19 @@ def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
 
 
 # ---------------------------------------------------------------- sources
-# Each returns {"train": (images, labels), "test": ...} and the class names.
+# Each returns {"train": (images, labels), "test": ...} and the class names. A folder's images are
+# resized where they are decoded, all others' on their way to the device.
 
 
-def drawn_shapes(data_dir: Path) -> tuple[Arrays, list[str]]:
+def drawn_shapes(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
     """The project's own drawn data set; nothing is read or written."""
     seeds = {"train": 1, "test": 2}
     arrays = {name: shapes.draw(size, seeds[name]) for name, size in SHAPES_SIZES.items()}
     return arrays, list(shapes.CLASSES)
 
 
-SOURCES = {"cifar10": cifar10, "folder": folder, "shapes": drawn_shapes}
+SOURCES = {"folder": folder, "shapes": drawn_shapes}
+SOURCES |= {
+    which.dataset: lambda data_dir, size, which=which: load_cifar(which, data_dir)
+    for which in (CIFAR10, CIFAR100)
+}

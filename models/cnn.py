@@ -1,4 +1,4 @@
-"""The student: two strided convolutions and a linear layer, 25,578 parameters."""
+"""The student: two strided convolutions and a linear layer, 25,578 parameters at 32 pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class CNN(nn.Module):
         self.head = nn.Linear(2 * width * side * side, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, 32, 32] to logits [B, classes]."""
+        """Images [B, 3, S, S] to logits [B, classes]; the shapes here are those of S = 32."""
         h = self.pool(F.leaky_relu(self.conv1(x), 0.2, inplace=True))  # [B, w, 16, 16]
         h = self.conv2(h)  # [B, 2w, 8, 8]
         # Flattened pixel by pixel, channels innermost: in channels_last a view, not a copy.

@@ -5,8 +5,6 @@ A line is seconds of a step by what they are spent on: `teacher` and `view` serv
 full; `ask` is a batch asked from the first image to the last, `test` one network on the test set.
 """
 
-from images.views import VIEWS
-
 # The reference's experiment.
 ALPHAS = [0.1, 0.25, 0.5, 0.75, 0.9]
 TEMPERATURES = [1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0]
@@ -14,6 +12,7 @@ GRID = len(ALPHAS) * len(TEMPERATURES)  # cells of one seed
 SEEDS = 5  # exp.sh's
 EPOCHS, IMAGES, TEST_IMAGES, BATCH = 100, 50_000, 10_000, 128
 STEPS = -(-IMAGES // BATCH)  # of an epoch
+VIEWS = 162  # of an image of 32 pixels: 9 x 9 crops, flipped or not
 
 
 def asked(seeds: int, epochs: int = EPOCHS) -> float:

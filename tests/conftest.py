@@ -57,7 +57,7 @@ class Countdown(Keeper):
 def random_split(count: int, seed: int):
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    return to_device(images, draw.integers(0, 10, count), slice(None), CPU)
+    return to_device(images, draw.integers(0, 10, count), slice(None), CPU, 32, pad=4, flips=2)
 
 
 @pytest.fixture(scope="session")

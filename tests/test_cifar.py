@@ -1,6 +1,6 @@
-"""CIFAR-10 from each form on the disk to a row in the CSV, with nothing replaced in between.
+"""CIFAR from each form on the disk to a row in the CSV, with nothing replaced in between.
 
-What is set is what belongs to these images alone: the archive's MD5, the pixels' checksums.
+What is set is what belongs to these images alone: MD5s and the pixels' checksums.
 """
 
 import functools
@@ -20,19 +20,23 @@ import pytest
 import torch
 from conftest import CPU, ROOT, script
 
+import distill
 import train_student
-from images import cifar, download
+import train_teacher
+from images import cifar
+from images.cifar import CIFAR10, CIFAR100
 from images.sources import load
 from utils import UserError
 
 ARRAYS = cifar_archive.draw(train=8, test=2)
 ARCHIVE = cifar_archive.archive(ARRAYS)
+HUNDRED = cifar_archive.draw(train=2, test=1, classes=100)
 
 
 @pytest.fixture(autouse=True)
 def checksums(monkeypatch):
-    monkeypatch.setattr(cifar, "CRC", cifar_archive.known_by(ARRAYS))
-    monkeypatch.setattr(download, "SOURCES", [])  # whoever asks one has overlooked what is there
+    monkeypatch.setattr(CIFAR10, "crc", cifar_archive.known_by(ARRAYS))
+    monkeypatch.setattr(CIFAR10, "sources", [])  # whoever asks one has overlooked what is there
 
 
 @pytest.fixture
@@ -41,6 +45,7 @@ def mirror(tmp_path):
     folder = tmp_path / "mirror"
     folder.mkdir()
     (folder / "copy.tar.gz").write_bytes(ARCHIVE)
+    (folder / "cifar100").write_bytes(cifar_archive.archive(HUNDRED, CIFAR100))
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
@@ -56,9 +61,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     """The main command, as somebody runs it who has nothing yet; from a folder of their own."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import images.cifar, images.download\n"
-        f"images.cifar.CRC = {cifar.CRC}\n"
-        f"images.download.MD5 = {hashlib.md5(ARCHIVE).hexdigest()!r}\n"
+        "from images.cifar import CIFAR10\n"
+        f"CIFAR10.crc = {CIFAR10.crc}\n"
+        f"CIFAR10.md5 = {hashlib.md5(ARCHIVE).hexdigest()!r}\n"
     )
     home = tmp_path / "a home"
     home.mkdir()
@@ -84,7 +89,7 @@ def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     done = subprocess.run(argv, cwd=home, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in home.iterdir()} == {"my data", "my runs"}
-    assert (home / "my data" / download.ARCHIVE).read_bytes() == ARCHIVE
+    assert (home / "my data" / CIFAR10.archive).read_bytes() == ARCHIVE
     rows = pd.read_csv(home / "my runs" / "results" / "results.csv")
     assert rows.role.value_counts().to_dict() == {"distill": 4, "student": 4, "teacher": 1}
     assert set(rows.width[rows.role != "teacher"]) == {8}
@@ -99,7 +104,7 @@ def forms(root) -> dict:
     for name in ("archive", "folder", "named", "bare", "files", "both", "repickled"):
         (root / name).mkdir()
     for name in ("archive", "both"):
-        (root / name / download.ARCHIVE).write_bytes(ARCHIVE)
+        (root / name / CIFAR10.archive).write_bytes(ARCHIVE)
     (root / "named" / "any name.tar.gz").write_bytes(ARCHIVE)
     published = {n: cifar_archive.python2(c) for n, c in cifar_archive.batches(ARRAYS).items()}
     anew = {  # by Python 3, in another order, keys as text, all training images in one file
@@ -110,9 +115,9 @@ def forms(root) -> dict:
         for name, content in cifar_archive.batches(anew, parts=1).items()
     }
     for place, files in (
-        (root / "folder" / cifar.FOLDER, published),
+        (root / "folder" / CIFAR10.folder, published),
         (root / "bare" / "batches", published),
-        (root / "repickled" / cifar.FOLDER, repickled),
+        (root / "repickled" / CIFAR10.folder, repickled),
     ):
         place.mkdir()
         for name, raw in files.items():
@@ -139,7 +144,7 @@ def test_every_form_gives_the_same_row_and_is_left_as_it_is(tmp_path):
 
 
 def test_pixels_and_labels_are_those_of_the_archive(tmp_path):
-    (tmp_path / download.ARCHIVE).write_bytes(ARCHIVE)
+    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
     data = load("cifar10", tmp_path, CPU)
     assert data.classes[3] == "cat" and len(data.classes) == 10
     for split, (images, labels) in ARRAYS.items():
@@ -153,9 +158,9 @@ def test_pixels_and_labels_are_those_of_the_archive(tmp_path):
 def test_classes_are_cifars_whatever_the_folders_are_called(tmp_path):
     cifar_archive.as_files(ARRAYS, tmp_path)
     for split in ("train", "test"):
-        for label, name in enumerate(cifar.CLASSES):
+        for label, name in enumerate(CIFAR10.classes):
             (tmp_path / split / name).rename(tmp_path / split / str(label))
-    assert load("cifar10", tmp_path, CPU).classes == cifar.CLASSES
+    assert load("cifar10", tmp_path, CPU).classes == CIFAR10.classes
 
 
 class Evil:
@@ -168,7 +173,7 @@ class Evil:
 )
 def test_what_is_not_cifar10_is_one_line_and_stays(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place, folder = tmp_path / download.ARCHIVE, tmp_path / cifar.FOLDER
+    place, folder = tmp_path / CIFAR10.archive, tmp_path / CIFAR10.folder
     if kind == "torn":
         place.write_bytes(ARCHIVE[:-100])
     elif kind == "no archive":
@@ -212,3 +217,74 @@ def test_views_of_channels_first_batches_are_hashed_as_images():
     ):
         assert np.array_equal(one, other) and one.flags.c_contiguous
     assert torch.from_numpy(cifar.by_content(view, labels)[0]).is_contiguous()
+
+
+# ---------------------------------------------------------------- CIFAR-100
+
+
+def test_cifar100_is_known_as_torchvision_knows_it():
+    from torchvision.datasets import CIFAR100 as THEIRS
+
+    ours = CIFAR100.archive, CIFAR100.md5, CIFAR100.folder, CIFAR100.sources[-1]
+    assert ours == (THEIRS.filename, THEIRS.tgz_md5, THEIRS.base_folder, THEIRS.url)
+    assert CIFAR100.md5_of == dict([*THEIRS.train_list, *THEIRS.test_list])
+    assert len(CIFAR100.classes) == 100 and CIFAR100.classes == sorted(CIFAR100.classes)
+
+
+@pytest.fixture
+def hundred(monkeypatch) -> dict[str, bytes]:
+    """CIFAR-100 as if these were its files."""
+    files = cifar_archive.cifar100(HUNDRED)
+    known = {name: hashlib.md5(files[name]).hexdigest() for name in CIFAR100.md5_of}
+    monkeypatch.setattr(CIFAR100, "md5_of", known)
+    monkeypatch.setattr(CIFAR100, "sources", [])
+    return files
+
+
+def test_cifar100_from_the_server_to_rows(mirror, hundred, tmp_path, monkeypatch, capfd):
+    archive = (tmp_path / "mirror" / "cifar100").read_bytes()
+    monkeypatch.setattr(CIFAR100, "md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setenv("CIFAR100_URL", mirror.replace("copy.tar.gz", "cifar100"))
+    monkeypatch.setenv("no_proxy", "*")
+    common = ["--dataset", "cifar100", "--data-dir", tmp_path / "data", "--out-dir", tmp_path]
+    common += "--epochs 1 --batch-size 20 --device cpu --threads 1 --lr 0.01".split()
+    assert script(train_teacher.main, *common, "--width", 4) == 0
+    monkeypatch.delenv("CIFAR100_URL")  # from here on it is there
+    assert script(distill.main, *common, "--alpha", 0.5, "--temperature", 4, "--alone") == 0
+    rows = pd.read_csv(tmp_path / "results" / "results.csv").set_index("run_id")
+    row = rows.loc["cnn-kd-a0.5-T4-s0-cifar100-e1-b20-lr0.01"]
+    assert (row.train_size, row.params) == (200, 16 * 28 + 32 * 145 + 100 * 2049)
+    assert rows.data.nunique() == 1 and len(rows) == 3
+    assert {p.name for p in (tmp_path / "data").glob("*cifar*")} == {
+        "cifar-100-python.tar.gz",
+        ".cifar-100.lock",
+        ".kd-cifar100.npz",
+    }
+    found = torch.load(next((tmp_path / "checkpoints").glob("cnn-s0*")), weights_only=True)
+    assert found["class_names"] == CIFAR100.classes and found["mean"] == [0.5071, 0.4867, 0.4408]
+    assert found["std"] == [0.2675, 0.2565, 0.2761]
+    # The same from the folder that it unpacks to, with the fine labels.
+    (tmp_path / "unpacked" / CIFAR100.folder).mkdir(parents=True)
+    for name, raw in hundred.items():
+        (tmp_path / "unpacked" / CIFAR100.folder / name).write_bytes(raw)
+    data = load("cifar100", tmp_path / "unpacked", CPU)
+    assert data.fingerprint == row.data
+    assert data.train.labels.tolist() == sorted(HUNDRED["train"][1].tolist())
+
+
+def test_what_is_not_cifar100_is_one_line_and_stays(hundred, tmp_path):
+    folder = tmp_path / CIFAR100.folder
+    folder.mkdir()
+    for name, raw in hundred.items():
+        (folder / name).write_bytes(raw)
+    (folder / "test").write_bytes(hundred["train"])  # a stranger's pickle is not even opened
+    with pytest.raises(UserError, match="cannot read CIFAR-100 .*MD5 of test"):
+        load("cifar100", tmp_path, CPU)
+    (folder / "test").unlink()
+    with pytest.raises(UserError, match="cannot read CIFAR-100 .*'test'"):
+        load("cifar100", folder, CPU)
+    cifar_archive.as_files(ARRAYS, tmp_path / "files")
+    with pytest.raises(UserError, match="--dataset folder reads them"):
+        load("cifar100", tmp_path / "files", CPU)
+    with pytest.raises(UserError, match=r"no source has CIFAR-100 .*MD5 eb9058.*CIFAR100_URL"):
+        load("cifar100", tmp_path / "nothing", CPU)

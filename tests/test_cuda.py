@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, GRID, ROOT, TINY, command, of_response, random_split
+from conftest import GRID, ROOT, TINY, command, of_response, random_split
 from method_inputs import RESPONSE
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from engine.steps import PlainStep, Steps
 from engine.teacher import Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
 from images.sources import Data
-from images.views import VIEWS, Split, Views, epoch_views, gather, normalise
+from images.views import Split, Views, epoch_views, gather, normalise
 from models import autocast, find
 
 DEVICE = torch.device("cuda", 0)
@@ -43,7 +43,7 @@ def as_in_a_run(monkeypatch):
 
 
 def there(split: Split) -> Split:
-    return Split(split.padded.to(DEVICE), split.labels.to(DEVICE))
+    return replace(split, padded=split.padded.to(DEVICE), labels=split.labels.to(DEVICE))
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def started(cells: list[Cell], settings: Settings) -> Steps:
 
 
 def begin(pass_: Steps, epoch: int) -> None:
-    views = epoch_views(0, epoch, len(pass_.images), DEVICE)
+    views = epoch_views(0, epoch, pass_.images)
     pass_.begin(epoch, views, teacher()(gather(pass_.images, views)))
 
 
@@ -109,11 +109,11 @@ def test_views_are_the_cpus(size):
     A GPU divides by a Python number by multiplying with its reciprocal, the CPU does not.
     """
     split, images = there(many()), len(many())
-    last_images = torch.arange(VIEWS) * images + images - 1  # every view of the last one
-    every = epoch_views(0, 0, images, CPU).numbers(images)
+    last_images = torch.arange(split.views) * images + images - 1  # every view of the last one
+    every = epoch_views(0, 0, many()).numbers(split)
     for numbers in torch.cat([every[: 20 * size], every[-size:], last_images]).split(size):
-        own = gather(split, Views.numbered(numbers.to(DEVICE), images))
-        pixels = gather(many(), Views.numbered(numbers, images))
+        own = gather(split, Views.numbered(numbers.to(DEVICE), split))
+        pixels = gather(many(), Views.numbered(numbers, split))
         assert torch.equal(own.cpu(), pixels)
         assert own.is_contiguous(memory_format=torch.channels_last)
         x, expected = normalise(own, MEAN, STD), normalise(pixels, MEAN, STD)
@@ -122,8 +122,8 @@ def test_views_are_the_cpus(size):
 
 
 def test_a_whole_epoch_of_views_is_the_cpus():
-    views = epoch_views(0, 1, len(many()), CPU)
-    split, moved = there(many()), epoch_views(0, 1, len(many()), DEVICE)
+    split, views = there(many()), epoch_views(0, 1, many())
+    moved = epoch_views(0, 1, split)
     for start in range(0, len(views), 2000):
         part = slice(start, start + 2000)
         assert torch.equal(gather(split, moved[part]).cpu(), gather(many(), views[part]))
@@ -160,7 +160,7 @@ def test_fused_agrees_with_the_loop(method, changes):
     for step in range(20):
         if step == 2:  # taken up in mid-run, momentum and all
             other = FusedStep(stacked)
-        views = epoch_views(0, step // 4, 100, DEVICE)[(step % 4) * 32 :][:32]
+        views = epoch_views(0, step // 4, small().train)[(step % 4) * 32 :][:32]
         pixels = gather(small().train, views)
         x, taught = normalise(pixels, MEAN, STD).double(), teacher()(pixels).double()
         batch = Batch(x, small().train.labels[views.index], taught, weight=len(views) / 32)
@@ -338,7 +338,7 @@ def test_46_cells_take_less_than_4_gb():
     run.data = replace(run.data, train=splits[0], test=splits[1])
     trainees = [Trainee(cell, run.settings, 10, DEVICE) for cell in reference_cells()]
     pass_ = Steps(trainees, run)
-    pass_.begin(0, epoch_views(0, 0, 300, DEVICE), torch.zeros(300, 10, device=DEVICE))
+    pass_.begin(0, epoch_views(0, 0, splits[0]), torch.zeros(300, 10, device=DEVICE))
     for step in range(pass_.count):
         pass_.take(step)
     assert pass_.replay

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 from images import download
+from images.cifar import CIFAR10
 from utils import UserError
 
 
@@ -73,8 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """The server, with `asked` (paths, in order) and `url`; download.py believes in small data."""
-    monkeypatch.setattr(download, "MD5", md5(GOOD))
-    monkeypatch.setattr(download, "SIZE", len(GOOD))
+    monkeypatch.setattr(CIFAR10, "md5", md5(GOOD))
+    monkeypatch.setattr(CIFAR10, "size", len(GOOD))
     monkeypatch.setattr(download, "STALL_SECONDS", 5.0)
     monkeypatch.delenv("CIFAR10_URL", raising=False)
     monkeypatch.setenv("no_proxy", "*")
@@ -93,8 +94,8 @@ def server(monkeypatch):
 
 @pytest.fixture
 def sources(server, monkeypatch):
-    """Sets SOURCES to these paths on the server."""
-    return lambda *paths: monkeypatch.setattr(download, "SOURCES", [server.url + p for p in paths])
+    """Sets the sources to these paths on the server."""
+    return lambda *paths: monkeypatch.setattr(CIFAR10, "sources", [server.url + p for p in paths])
 
 
 def listing(root) -> set[str]:
@@ -103,8 +104,8 @@ def listing(root) -> set[str]:
 
 
 def assert_whole(root):
-    assert listing(root) == {download.ARCHIVE}
-    assert (root / download.ARCHIVE).read_bytes() == GOOD
+    assert listing(root) == {CIFAR10.archive}
+    assert (root / CIFAR10.archive).read_bytes() == GOOD
 
 
 def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
@@ -116,19 +117,20 @@ def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
         taken.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}/dead"
         odd = ["not-a-url", "http://[", "http://127.0.0.1:port/", "file:///etc/hosts", dead]
-        monkeypatch.setattr(download, "SOURCES", odd + [server.url + path for path in paths])
+        monkeypatch.setattr(CIFAR10, "sources", odd + [server.url + path for path in paths])
         began = time.monotonic()
-        archive = download.ensure_archive(tmp_path / "new" / "data")  # made where it is missing
+        new = tmp_path / "new" / "data"  # made where it is missing
+        archive = download.ensure_archive(new, CIFAR10)
         assert time.monotonic() - began < 20
 
-    assert archive == tmp_path / "new" / "data" / download.ARCHIVE
+    assert archive == tmp_path / "new" / "data" / CIFAR10.archive
     assert_whole(archive.parent)
     assert server.asked == paths[:-1]
     assert server.sent < 2e7  # what was taken and what sockets hold: no body without an end
     lines = capfd.readouterr().err.splitlines()
     reasons = ["", "", "", "", "refused", "404", "timed out", md5(OTHER), f"{len(GOOD) - 50} more"]
     reasons += ["bytes a second", "it trickles", "more than the archive's 200,000 bytes"]
-    for line, url, why in zip(lines, download.SOURCES[:-2], reasons, strict=True):
+    for line, url, why in zip(lines, CIFAR10.sources[:-2], reasons, strict=True):
         assert line.startswith(f"CIFAR-10: left {url}: ")
         assert why in line
 
@@ -137,16 +139,16 @@ def test_a_source_that_starts_fast_and_then_crawls_is_left(server, sources, monk
     monkeypatch.setattr(Handler, "replies", Handler.replies | {"/drip": (GOOD[:-50], len(GOOD))})
     monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     sources("/drip", "/good")
-    download.ensure_archive(tmp_path)
+    download.ensure_archive(tmp_path, CIFAR10)
     assert server.asked == ["/drip", "/good"]
 
 
 def test_a_wrong_ca_bundle_is_not_the_disks_fault(sources, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
     sources("/good")
-    secure = ["https://127.0.0.1:1/", *download.SOURCES]
-    monkeypatch.setattr(download, "SOURCES", secure)
-    download.ensure_archive(tmp_path)
+    secure = ["https://127.0.0.1:1/", *CIFAR10.sources]
+    monkeypatch.setattr(CIFAR10, "sources", secure)
+    download.ensure_archive(tmp_path, CIFAR10)
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith("CIFAR-10: left https://") and "nowhere.pem" in line
     assert_whole(tmp_path)
@@ -155,7 +157,7 @@ def test_a_wrong_ca_bundle_is_not_the_disks_fault(sources, monkeypatch, tmp_path
 def test_cifar10_url_goes_first(server, sources, monkeypatch, tmp_path, capfd):
     sources("/never-asked")
     monkeypatch.setenv("CIFAR10_URL", server.url + "/good")
-    download.ensure_archive(tmp_path)
+    download.ensure_archive(tmp_path, CIFAR10)
     assert server.asked == ["/good"]
     assert_whole(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -168,7 +170,7 @@ def test_bar_on_a_terminal(sources, monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     sources("/other", "/good")
-    download.ensure_archive(tmp_path)
+    download.ensure_archive(tmp_path, CIFAR10)
     shown = sys.stderr.getvalue()
     assert shown.count("CIFAR-10: 100%") == 2
     assert "\nCIFAR-10: left " in shown  # not behind the bar
@@ -176,19 +178,19 @@ def test_bar_on_a_terminal(sources, monkeypatch, tmp_path):
 
 def test_an_archive_in_place_is_left_as_it_is(server, sources, tmp_path, capfd):
     sources("/never-asked")
-    (tmp_path / download.ARCHIVE).write_bytes(b"somebody's")
-    assert download.ensure_archive(tmp_path).read_bytes() == b"somebody's"
+    (tmp_path / CIFAR10.archive).write_bytes(b"somebody's")
+    assert download.ensure_archive(tmp_path, CIFAR10).read_bytes() == b"somebody's"
     assert server.asked == [] and capfd.readouterr() == ("", "")
 
 
 def test_no_source_is_one_line_with_ways_out(sources, tmp_path):
     sources("/other", "/short")
     with pytest.raises(UserError) as caught:
-        download.ensure_archive(tmp_path)
+        download.ensure_archive(tmp_path, CIFAR10)
     assert listing(tmp_path) == set()
     message = str(caught.value)
     assert "\n" not in message
-    for way_out in [str(tmp_path / download.ARCHIVE), "CIFAR10_URL", "sh exp.sh --quick"]:
+    for way_out in [str(tmp_path / CIFAR10.archive), "CIFAR10_URL", "sh exp.sh --quick"]:
         assert way_out in message
 
 
@@ -197,7 +199,7 @@ def test_unusable_root_is_one_line(server, sources, tmp_path):
     (tmp_path / "file").touch()
     root = tmp_path / "file" / "data"  # nobody, not even root, can write below a file
     with pytest.raises(UserError) as caught:
-        download.ensure_archive(root)
+        download.ensure_archive(root, CIFAR10)
     assert str(root) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert server.asked == []
@@ -211,13 +213,13 @@ def test_full_disk_or_ctrl_c_while_downloading(
     server, sources, monkeypatch, tmp_path, capfd, raised, seen
 ):
     def stop(bar, size):  # called after every block that is written
-        assert download.ARCHIVE not in listing(tmp_path)  # nor would a kill leave it
+        assert CIFAR10.archive not in listing(tmp_path)  # nor would a kill leave it
         raise raised
 
     sources("/good", "/never-asked")
     monkeypatch.setattr(download.tqdm, "update", stop)
     with pytest.raises(seen) as caught:
-        download.ensure_archive(tmp_path)
+        download.ensure_archive(tmp_path, CIFAR10)
     assert "\n" not in str(caught.value)
     assert server.asked == ["/good"]  # a full disk is not the source's fault
     assert capfd.readouterr().err == ""
@@ -225,7 +227,8 @@ def test_full_disk_or_ctrl_c_while_downloading(
 
 
 def test_kills_leave_one_file_and_the_next_try_takes_it(server, sources, tmp_path):
-    code = "import sys; from images import download; download.ensure_archive(sys.argv[1])"
+    code = "import sys\nfrom images.cifar import CIFAR10, ensure_archive\n"
+    code += "ensure_archive(sys.argv[1], CIFAR10)"
     for tries in (1, 2):
         env = os.environ | {"CIFAR10_URL": server.url + "/stall", "PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-c", code, str(tmp_path)]
@@ -236,13 +239,15 @@ def test_kills_leave_one_file_and_the_next_try_takes_it(server, sources, tmp_pat
         process.wait()
     assert len(listing(tmp_path)) <= 1
     sources("/good")
-    download.ensure_archive(tmp_path)
+    download.ensure_archive(tmp_path, CIFAR10)
     assert_whole(tmp_path)
 
 
 def test_two_at_once_download_once(server, sources, tmp_path):
     sources("/good")
-    threads = [threading.Thread(target=download.ensure_archive, args=(tmp_path,)) for _ in "abc"]
+    threads = [
+        threading.Thread(target=download.ensure_archive, args=(tmp_path, CIFAR10)) for _ in "abc"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

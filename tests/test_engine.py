@@ -72,7 +72,7 @@ def test_one_step_by_hand(tiny_data, tiny_teacher):
     """The step is the formula of the reference, by autograd on a fresh copy."""
     cell = Cell("cnn", 4, 0, "kd", 0.3, 5.0, lr=0.2, teacher_seed=0)
     trainee, copy = (Trainee(cell, TINY, 10, CPU) for _ in range(2))
-    views = epoch_views(0, 0, 100, CPU)[:32]
+    views = epoch_views(0, 0, tiny_data.train)[:32]
     pixels = gather(tiny_data.train, views)
     x = normalise(pixels, tiny_data.mean, tiny_data.std)
     labels, taught = tiny_data.train.labels[views.index], tiny_teacher(pixels)

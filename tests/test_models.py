@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import CPU, ROOT
 
 from engine.teacher import load_teacher
-from images.cifar import CLASSES
+from images.cifar import CIFAR10
 from models import MODELS, autocast, build, find, parameter_count
 from models.cnn import Pool
 from models.resnet import Projection
@@ -89,7 +89,7 @@ def pool_of_torch(h: torch.Tensor) -> torch.Tensor:
 
 def test_the_teacher_at_hand_is_the_one_its_note_describes():
     path = ROOT / "teachers" / "cifar10-resnet18w32.pt"
-    teacher = load_teacher(path, CLASSES, False, CPU)
+    teacher = load_teacher(path, CIFAR10.classes, False, CPU)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     assert sha in (path.parent / "README.md").read_text() and sha.startswith(teacher.sha)
     assert parameter_count(build("resnet18", 32, 10)) == 2_797_610

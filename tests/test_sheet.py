@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, GRID, TINY, Countdown, begin, make_images, script, train_all, weights
+from conftest import GRID, TINY, Countdown, begin, make_images, script, train_all, weights
 
 import distill
 import train_teacher
@@ -17,7 +17,7 @@ from engine.parallel import Ranks
 from engine.rows import csv_path, read_rows
 from engine.sheet import epoch_logits, open_sheet
 from engine.teacher import CHUNK, Teacher
-from images.views import VIEWS, Views, epoch_views, gather
+from images.views import Views, epoch_views, gather
 from utils import Interrupted
 
 
@@ -41,16 +41,17 @@ def open_tiny(tiny_data, tmp_path):
 
 
 def logits_of(teacher, data, sheet, seed=0, epoch=1):
-    views = epoch_views(seed, epoch, 100, CPU)
+    views = epoch_views(seed, epoch, data.train)
     return epoch_logits(teacher, data.train, views, sheet, Ranks(), lambda: None)
 
 
-def test_every_view_has_a_number_of_its_own():
-    numbers = torch.arange(VIEWS * 7)
-    views = Views.numbered(numbers, 7)
-    assert torch.equal(views.numbers(7), numbers)
-    assert len(set(zip(*(v.tolist() for v in vars(views).values()), strict=True))) == VIEWS * 7
-    assert [int(v.max()) for v in (views.index, views.dy, views.dx)] == [6, 8, 8]
+def test_every_view_has_a_number_of_its_own(tiny_data):
+    split = tiny_data.train
+    numbers = torch.arange(162 * 100)
+    views = Views.numbered(numbers, split)
+    assert torch.equal(views.numbers(split), numbers) and split.views == 162
+    assert len(set(zip(*(v.tolist() for v in vars(views).values()), strict=True))) == 162 * 100
+    assert [int(v.max()) for v in (views.index, views.dy, views.dx)] == [99, 8, 8]
 
 
 @pytest.mark.parametrize("size", [7, 32, 1000])
@@ -59,7 +60,7 @@ def test_logits_are_those_of_the_students_views(
 ):
     """Row i is the teacher's word on exactly view i, wherever chunks end, from a sheet or not."""
     monkeypatch.setitem(CHUNK, "cpu", size)
-    online = tiny_teacher(gather(tiny_data.train, epoch_views(0, 1, 100, CPU)))
+    online = tiny_teacher(gather(tiny_data.train, epoch_views(0, 1, tiny_data.train)))
     torch.testing.assert_close(logits_of(tiny_teacher, tiny_data, None), online)
     sheet = open_sheet(tmp_path, tiny_teacher, tiny_data, "this machine")
     first = logits_of(tiny_teacher, tiny_data, sheet)
@@ -75,7 +76,7 @@ def test_nothing_is_asked_twice(tiny_data, counted, open_tiny):
     assert torch.equal(logits_of(counted, tiny_data, open_tiny(counted)), first)
     assert len(counted.asked) == 2  # the two chunks of the new command's probe
     counted.asked.clear()
-    everything = Views.numbered(torch.arange(VIEWS * 100), 100)
+    everything = Views.numbered(torch.arange(16200), tiny_data.train)
     epoch_logits(counted, tiny_data.train, everything, sheet, Ranks(), lambda: None)
     counted.asked.clear()
     for seed in (1, 2):
@@ -110,7 +111,7 @@ def test_the_same_bits_with_a_sheet_and_without(make_run, open_tiny, tiny_teache
 def test_a_torn_row_is_a_hole(tiny_data, counted, open_tiny):
     sheet = open_tiny(counted)
     whole = logits_of(counted, tiny_data, sheet)
-    [row] = epoch_views(0, 1, 100, CPU)[:1].numbers(100)
+    [row] = epoch_views(0, 1, tiny_data.train)[:1].numbers(tiny_data.train)
     place = sheet.start + int(row) * sheet.width
     for torn in (sheet.width, 4, sheet.width - 4):  # all of it, its first word, all but the check
         os.pwrite(sheet.file, bytes(torn), place)

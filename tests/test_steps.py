@@ -21,7 +21,7 @@ from engine.loop import train
 from engine.rows import csv_path, read_rows
 from engine.steps import PlainStep, Steps
 from engine.trainee import Batch, Trainee
-from images.views import Split, epoch_views, gather, normalise
+from images.views import epoch_views, gather, normalise
 from models.cnn import Pool
 from utils import Interrupted, UserError
 
@@ -30,7 +30,7 @@ OWN = [{"lr": 0.1}, {"lr": 0.03, "weight_decay": 1e-2}]
 
 def batch_number(step: int, data, teacher) -> Batch:
     """A batch in float64, the fourth of every epoch a small one."""
-    views = epoch_views(0, step // 4, 100, CPU)[(step % 4) * 32 :][:32]
+    views = epoch_views(0, step // 4, data.train)[(step % 4) * 32 :][:32]
     pixels = gather(data.train, views)
     x = normalise(pixels, data.mean, data.std).double()
     weight = len(views) / 32
@@ -272,9 +272,10 @@ def test_a_recorded_step_asks_for_no_value_and_takes_no_tensor_from_the_host(
     settings = replace(TINY, momentum=0.9)
     run = make_run("out", settings, device=device)
     train = run.data.train
-    run.data = replace(run.data, train=Split(train.padded.to(device), train.labels.to(device)))
+    moved = {"padded": train.padded.to(device), "labels": train.labels.to(device)}
+    run.data = replace(run.data, train=replace(train, **moved))
     pass_ = Steps([Trainee(cell, settings, 10, device) for cell in cells], run)
-    pass_.begin(0, epoch_views(0, 0, 100, device), torch.zeros(100, 10, device=device))
+    pass_.begin(0, epoch_views(0, 0, pass_.images), torch.zeros(100, 10, device=device))
     pass_._whole_batch()  # the warm-up, in which constants come to be
     with Watch():
         pass_._whole_batch()
@@ -304,7 +305,7 @@ def test_a_step_leaves_no_graph_of_gradients(make_run, monkeypatch, what):
     monkeypatch.setattr(steps, "FUSES", {"cpu"})
     trainees = [Trainee(cell, TINY, 10, CPU) for cell in RECORDED[what]]
     pass_ = Steps(trainees, make_run())
-    pass_.begin(0, epoch_views(0, 0, 100, CPU), torch.zeros(100, 10))
+    pass_.begin(0, epoch_views(0, 0, pass_.images), torch.zeros(100, 10))
     leaves = [p for t in trainees for p in t.model.parameters()]
     leaves += [p for team in pass_.teams for p in getattr(team, "stacks", {}).values()]
 
@@ -342,7 +343,7 @@ def test_the_last_batch(make_run, last_batch, count):
     trainee = Trainee(GRID[0], settings, 10, CPU)
     pass_ = Steps([trainee], run)
     assert pass_.count == count
-    views = epoch_views(0, 0, 100, CPU)
+    views = epoch_views(0, 0, pass_.images)
     pass_.begin(0, views, run.teacher(gather(run.data.train, views)))
     for step in range(pass_.count):
         pass_.take(step)
@@ -359,7 +360,7 @@ def test_a_weighed_last_batch_steps_as_far_as_its_share(make_run):
         trainee = Trainee(replace(GRID[0], lr=1e-4), settings, 10, CPU)
         first = trainee.model.head.bias.detach().clone()
         pass_ = Steps([trainee], make_run("out", settings))
-        views = epoch_views(0, 0, 100, CPU)
+        views = epoch_views(0, 0, pass_.images)
         pass_.begin(0, views, torch.zeros(100, 10))
         for step in range(pass_.count):
             pass_.take(step)
