@@ -58,13 +58,13 @@ def load(
     arrays, classes = SOURCES[dataset](data_dir, image_size)
     images, labels = arrays["train"]
     train, val = split_off(labels, val_size, train_size, classes)
-    own = images.shape[1]
-    if own != image_size:
-        note(f"{dataset}: its images of {own}x{own} were resized to {image_size}x{image_size}")
     pad = image_size // 8 if "crop" in augment else 0
     count = len(train) + len(val) + len(arrays["test"][1])
     advice = "a smaller --train-size or --image-size"
     check_room(count, image_size, image_size + 2 * pad, device, advice)
+    own = images.shape[1]
+    if own != image_size:
+        note(f"{dataset}: its images of {own}x{own} are resized to {image_size}x{image_size}")
     how = {"device": device, "size": image_size, "pad": pad, "flips": 1 + ("flip" in augment)}
     splits = {
         "train": to_device(images, labels, train, **how),
