@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.cells import Cell
+from engine.cells import Cell, Settings
 from models import build
-from utils import UserError, brief
+from utils import UserError, brief, note
 
 State = dict[str, Tensor]
 
@@ -54,9 +54,12 @@ def is_state(content: object) -> bool:
     )
 
 
-def fitting(weights: State, cell: Cell, classes: int, image_size: int) -> State:
-    """The weights, where they are those of the cell's network. Raises UserError."""
-    own = build(cell.model, cell.width, classes, image_size).state_dict()
+def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> State:
+    """The weights, where they are those of the cell's network. Raises UserError.
+
+    Where they tell other classes apart and are to be trained, those of the last layer are left out.
+    """
+    own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise UserError(
@@ -65,9 +68,12 @@ def fitting(weights: State, cell: Cell, classes: int, image_size: int) -> State:
         )
     other = [name for name in own if own[name].shape != weights[name].shape]
     if other and all(of_classes(own[n], weights[n], classes) for n in other):
-        raise UserError(
-            f"--weights tell {len(weights[other[0]])} classes apart and the data have {classes}"
-        )
+        apart = f"{len(weights[other[0]])} classes apart and the data have {classes}"
+        if not settings.epochs:
+            raise UserError(f"--weights tell {apart}: fine-tune them (--epochs)")
+        note(f"--weights tell {apart}: {first(other)} start afresh")
+        weights = {name: value for name, value in weights.items() if name not in other}
+        other = []
     if other:
         theirs, ours = (list(state[other[0]].shape) for state in (weights, own))
         raise UserError(f"--weights are not of {cell.model}: {other[0]} is {theirs}, not {ours}")
