@@ -59,7 +59,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
     how["keep_best"] = args.keep == "best"
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
-        how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings.image_size)
+        how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings)
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]

@@ -37,7 +37,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     state = Unfinished(group, trainees, run)
     if run.weights:
         for trainee in trainees:
-            trainee.model.load_state_dict(run.weights)
+            trainee.model.load_state_dict(run.weights, strict=False)  # fitting has compared them
     with state.claimed():
         introduce(trainees, run)
         state.restore()

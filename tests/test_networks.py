@@ -385,6 +385,20 @@ def test_fine_tuning_begins_with_the_weights(run):
     assert row.epochs == row.best_epoch == 1
 
 
+def test_a_last_layer_of_other_classes_starts_afresh(run, capsys):
+    foreign_weights("theirs.pt", 1000)
+    assert run(train_teacher.main, *TAKEN, "theirs.pt", "--epochs", 1, "--lr", 1e-30) == 0
+    assert "1000 classes apart and the data have 2: fc.weight, fc.bias" in capsys.readouterr().err
+    stored = load_checkpoint(
+        Path("out/checkpoints/torchvision-shufflenet_v2_x0_5-teacher-s0-folder.pt")
+    )
+    theirs = torch.load("theirs.pt")
+    assert torch.equal(stored["state"]["conv1.0.weight"], theirs["conv1.0.weight"])
+    assert (
+        stored["state"]["fc.weight"].shape == (2, 1024) and stored["state"]["fc.weight"].std() > 0
+    )
+
+
 def misfit(change) -> str:
     torch.save(change(foreign_weights("theirs.pt")), "odd.pt")
     return "odd.pt"
