@@ -118,7 +118,7 @@ def test_a_run_is_the_loop_by_hand(make_run, tiny_data, changes):
     optimiser = torchs_optimiser(model.parameters(), cell.lr, cell.weight_decay, settings)
     scheduler = warmed(optimiser, 1, schedulers.MultiStepLR(optimiser, [2, 3]))
     for epoch in range(4):
-        views = epoch_views(0, epoch, 100, CPU)
+        views = epoch_views(0, epoch, tiny_data.train)
         for part in (views[i : i + 32] for i in range(0, 100, 32)):
             x = normalise(gather(tiny_data.train, part), tiny_data.mean, tiny_data.std)
             optimiser.zero_grad()
@@ -194,7 +194,10 @@ CHANGED = {
 
 def test_every_setting_tells_run_ids_apart():
     assert CHANGED.keys() | {"lr", "weight_decay"} == SETTINGS.keys()
-    found = {}
+    found = {
+        "image_size": "--image-size 64",
+        "augment": "--augment flip",
+    }
     for one, other in product(["", *CHANGED.values()], repeat=2):
         try:
             settings = parsed(*one.split(), *other.split())
