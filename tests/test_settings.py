@@ -9,7 +9,7 @@ from itertools import product
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, GRID, ROOT, TINY, Countdown, make_images, script, train_all
+from conftest import GRID, ROOT, TINY, Countdown, make_images, script, train_all
 from test_exp import exp, start  # noqa: F401 (fixtures)
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
@@ -189,6 +189,7 @@ CHANGED = {
     "milestones": "--schedule step --milestones 9 15", "warmup": "--warmup 9",
     "gamma": "--schedule step --milestones 9 --gamma 0.9",
     "nesterov": "--momentum 0.9 --nesterov", "optimizer": "--optimizer adamw",
+    "image_size": "--image-size 64", "augment": "--augment flip",
 }  # fmt: skip
 
 
