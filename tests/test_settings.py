@@ -195,10 +195,7 @@ CHANGED = {
 
 def test_every_setting_tells_run_ids_apart():
     assert CHANGED.keys() | {"lr", "weight_decay"} == SETTINGS.keys()
-    found = {
-        "image_size": "--image-size 64",
-        "augment": "--augment flip",
-    }
+    found = {}
     for one, other in product(["", *CHANGED.values()], repeat=2):
         try:
             settings = parsed(*one.split(), *other.split())
