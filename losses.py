@@ -4,7 +4,13 @@ A cell minimises, whatever its method,
 
     L = (1 - alpha) * hard_loss + alpha * beta * term                    (the engine forms it)
 
-where `term` is the method's loss and beta its weight, by default its paper's (Method.beta). A paper
+where `term` is the method's loss and beta its weight, by default its paper's (Method.beta). Of two
+methods, as kd+sp, each has the term it has alone, and beta is the second's:
+
+    L = (1 - alpha) * hard_loss + alpha * (first + beta * second)
+
+(RepDistiller's gamma CE + alpha' kd + beta' second, with T^2 in kd, is (gamma + alpha') times that
+with --scale-t2, alpha = alpha' / (gamma + alpha') and beta = beta' / alpha'.) A paper
 that writes CE + w * term is alpha = 0.5 with beta = w and twice the learning rate; one that trains
 on its term alone is alpha = 1. Each docstring says where its paper's setting lies.
 
@@ -209,6 +215,23 @@ METHODS: dict[str, Method] = {
 }
 
 
+ON_LOGITS, ON_STAGES = ("response", "labels"), ("feature", "relation")  # families
+
+
+def parts(method: str) -> list[Method]:
+    """The registry's lines for a method's name: of kd+sp two, of none no line."""
+    return [METHODS[name] for name in method.split("+")] if method != "none" else []
+
+
+def is_method(name: str) -> bool:
+    """Whether a name is none, a method, or a response method and one on layers, as kd+sp."""
+    if name in ("none", *METHODS):
+        return True
+    families = [METHODS[one].family for one in name.split("+") if one in METHODS]
+    both = name.count("+") == 1 and len(families) == 2
+    return both and families[0] == "response" and families[1] in ON_STAGES
+
+
 def is_taught(method: str) -> bool:
     """Whether a teacher has a part in it; `none` and methods on labels alone have none."""
-    return method != "none" and METHODS[method].family != "labels"
+    return any(part.family != "labels" for part in parts(method))

@@ -11,7 +11,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from images.sources import AUGMENTS, SOURCES
-from losses import METHODS, is_taught
+from losses import is_taught, parts
 from models import default_width, file_name
 from utils import UserError
 from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PIXELS, POSITIVE
@@ -131,9 +131,9 @@ class Cell:
     weights: str = ""  # SHA-256 of the file that a teacher's first weights are from, 12 digits
 
     @property
-    def family(self) -> str | None:
-        """What its method learns from: response, feature, relation or labels; None without one."""
-        return METHODS[self.method].family if self.method != "none" else None
+    def families(self) -> set[str]:
+        """What its method learns from, of response, feature, relation and labels."""
+        return {part.family for part in parts(self.method)}
 
     @property
     def taught(self) -> bool:

@@ -26,7 +26,7 @@ Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
 def can_fuse(trainees: list[Trainee]) -> bool:
     """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
     return len(trainees) > 1 and all(
-        type(t.model) is CNN and not t.draws and not t.learns_from_stages for t in trainees
+        type(t.model) is CNN and not t.draws and not t.on_stages for t in trainees
     )
 
 
@@ -51,8 +51,8 @@ class FusedStep:
         # Which cells have a soft loss, and which: method -> their places in the stack.
         places: dict[Method, list[int]] = {}
         for place, trainee in enumerate(trainees):
-            if trainee.method:
-                places.setdefault(trainee.method, []).append(place)
+            if trainee.on_logits:
+                places.setdefault(trainee.on_logits, []).append(place)
         self.methods = {m: torch.tensor(p, device=self.lr.device) for m, p in places.items()}
         self.compiled: Losses | None = None
         self.compiled_size = 0

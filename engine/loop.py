@@ -90,7 +90,7 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
             draws(cell.model, cell.width, len(run.data.classes), settings.image_size, images=1)
         except UserError as error:  # a batch norm that sees one number a channel
             raise UserError(f"{error} (an epoch ends with 1 image: --last-batch drop)") from None
-    learners = [t for t in trainees if t.learns_from_stages]
+    learners = [t for t in trainees if t.on_stages]
     if learners:
         pixels = plain(run.data.test, slice(0, 2))
         _, taught = run.teacher(pixels, stages=True)

@@ -88,7 +88,7 @@ class Steps:
         self.trainees, self.run = trainees, run
         self.images, self.size = run.data.train, run.settings.batch_size
         self.count = steps_in(len(self.images), run.settings)
-        self.taught_stages = any(t.learns_from_stages for t in trainees)
+        self.taught_stages = any(t.on_stages for t in trainees)
         self.epoch, self.views, self.logits = 0, None, None
         self.teams = teams(trainees, run.device, run.settings.amp)
         # A teacher's activations are too large to keep a copy of. And a step that draws random

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
-from losses import METHODS, hard_loss
+from losses import ON_LOGITS, ON_STAGES, Method, hard_loss, parts
 from models import (
     Stages,
     at_least_float32,
@@ -78,7 +78,9 @@ class Trainee:
         self.run_id = run_id(cell, settings)
         self.amp = settings.amp
         self.draws = draws(cell.model, cell.width, classes, settings.image_size)
-        self.method = METHODS[cell.method] if cell.method != "none" else None
+        methods = parts(cell.method)
+        self.on_logits: Method | None = next((m for m in methods if m.family in ON_LOGITS), None)
+        self.on_stages: Method | None = next((m for m in methods if m.family in ON_STAGES), None)
         self.model = on_device(initial_model(cell, classes, settings.image_size), device)
         self.regressor: nn.Module | None = None
         self.stages: Stages | None = None  # of a method on activations, once it has met them
@@ -98,18 +100,21 @@ class Trainee:
 
     @property
     def soft_weight(self) -> float:
-        """What the soft loss is multiplied by, beside alpha."""
+        """What the soft loss is multiplied by, beside alpha; of two methods it has the weights."""
+        if self.on_logits and self.on_stages:
+            return 1.0
         beta = self.cell.beta if self.cell.beta is not None else 1.0
+        return beta * self.t_squared
+
+    @property
+    def t_squared(self) -> float:
+        """T^2 with --scale-t2, or else 1."""
         temperature = self.cell.temperature
-        return beta * (temperature * temperature if self.cell.scale_t2 else 1.0)
+        return temperature * temperature if self.cell.scale_t2 else 1.0
 
     @property
     def learns_from_logits(self) -> bool:
-        return self.cell.family == "response"
-
-    @property
-    def learns_from_stages(self) -> bool:
-        return self.cell.family in ("feature", "relation")
+        return "response" in self.cell.families
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0."""
@@ -146,14 +151,21 @@ class Trainee:
         self.stages = find(self.model, x, layers, self.cell.model)
         with self.stages.watch() as own:
             self.model.eval()(x)
-        if self.method.regressor:
+        if self.on_stages.regressor:
             student, teacher = hint_pair(own, taught)
             channels = own[student].shape[1], taught[teacher].shape[1]
             with first_weights(self.cell.seed, "the regressor"):
-                regressor = self.method.regressor(*channels, bool((taught[teacher] < 0).any()))
+                regressor = self.on_stages.regressor(*channels, bool((taught[teacher] < 0).any()))
             self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
             self.optimiser.add_param_group({"params": self.regressor.parameters()})
-        self.method.loss(own, taught, self.regressor)
+        self.on_stages.loss(own, taught, self.regressor)
+
+    def soft(self, terms: list[Tensor]) -> Tensor:
+        """The terms of its method or two methods as one soft loss."""
+        if len(terms) == 1:
+            return terms[0]
+        first = self.on_logits.beta if self.on_logits.beta is not None else 1.0
+        return first * self.t_squared * terms[0] + self.cell.beta * terms[1]
 
     def state(self) -> dict:
         """All that training goes on from. Random numbers come from seed and epoch: none here."""
@@ -197,15 +209,14 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     with autocast(trainee.model, batch.x.device, trainee.amp), watched as stages:
         logits = trainee.model(batch.x)
     logits = at_least_float32(logits)
-    hard = hard_loss(logits, batch.labels)
-    if trainee.stages:
-        stages = {name: at_least_float32(stage) for name, stage in stages.items()}
-        soft = trainee.method.loss(stages, batch.stages, trainee.regressor)
-    elif trainee.method:
+    hard, terms = hard_loss(logits, batch.labels), []
+    if trainee.on_logits:
         temperature = trainee.cell.temperature
-        soft = trainee.method.loss(logits, batch.logits, batch.labels, temperature)
-    else:
-        soft = torch.zeros_like(hard)
+        terms.append(trainee.on_logits.loss(logits, batch.logits, batch.labels, temperature))
+    if trainee.on_stages:
+        stages = {name: at_least_float32(stage) for name, stage in stages.items()}
+        terms.append(trainee.on_stages.loss(stages, batch.stages, trainee.regressor))
+    soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
     loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()

@@ -1,0 +1,110 @@
+"""How the soft loss is put together: two methods in one, its weight, and what it keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU, TINY, make_images, script, train_all
+
+import distill
+import summarize
+import train_teacher
+from engine.cells import Cell
+from engine.rows import read_rows
+from engine.trainee import Batch, Trainee, student_step
+from images.views import epoch_views, gather, normalise
+from losses import METHODS
+
+BOTH = Cell("cnn", 4, 0, "kd+sp", 0.4, 3.0, 2.0, True, lr=0.2, teacher_seed=0)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list:
+    root = tmp_path_factory.mktemp("images")
+    make_images(root, train=20, test=4)
+    common = ["--dataset", "folder", "--data-dir", root, "--epochs", 1, "--batch-size", 16]
+    return [*common, "--lr", 0.01, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def teacher(flags, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    assert script(train_teacher.main, *flags, "--width", 4, "--out-dir", out) == 0
+    [path] = (out / "checkpoints").glob("*.pt")
+    return path
+
+
+def first_batch(data, teacher) -> Batch:
+    """The first 32 views of seed 0, and what the teacher says of them."""
+    views = epoch_views(0, 0, data.train)[:32]
+    pixels = gather(data.train, views)
+    logits, stages = teacher(pixels, stages=True)
+    return Batch(normalise(pixels, data.mean, data.std), data.train.labels[views.index],
+                 logits, stages)  # fmt: skip
+
+
+def met(cell: Cell, data, batch: Batch) -> Trainee:
+    """A trainee before its first step."""
+    trainee = Trainee(cell, TINY, 10, CPU)
+    if trainee.on_stages:
+        trainee.meet(batch.x[:2], {name: x[:2] for name, x in batch.stages.items()})
+    return trainee
+
+
+def gradients(model, loss) -> list[torch.Tensor]:
+    return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+
+
+# ---------------------------------------------------------------- two methods in one
+
+
+def test_two_methods_are_the_sum_of_what_each_has_alone(tiny_data, tiny_teacher):
+    """0.6 hard + 0.4 (9 kd + 2 sp), by autograd on a fresh copy."""
+    batch = first_batch(tiny_data, tiny_teacher)
+    trainee, copy = (met(BOTH, tiny_data, batch) for _ in range(2))
+    student_step(trainee, batch)
+    with copy.stages.watch() as seen:
+        logits = copy.model(batch.x)
+    hard = -logits.log_softmax(1)[torch.arange(32), batch.labels].mean()
+    kd = -((batch.logits / 3).softmax(1) * (logits / 3).log_softmax(1)).sum(1).mean()
+    soft = 9 * kd + 2 * METHODS["sp"].loss(seen, batch.stages, None)
+    (0.6 * hard + 0.4 * soft).backward()
+    for moved, old in zip(trainee.model.parameters(), copy.model.parameters(), strict=True):
+        torch.testing.assert_close(moved.detach(), (old - 0.2 * old.grad).detach())
+    found = trainee.sums[:3] / 32
+    expected = torch.stack([0.6 * hard + 0.4 * soft, hard, soft]).double()
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_beside_a_method_of_weight_0_kd_is_kd(make_run):
+    kd = Cell("cnn", 4, 0, "kd", 0.4, 3.0, lr=0.05, teacher_seed=0)
+    both = replace(kd, method="kd+fitnet", beta=0.0)
+    first, second = (list(train_all([c], make_run(c.method)).values()) for c in (kd, both))
+    assert first == second
+
+
+def test_the_first_of_two_keeps_its_paper_s_weight(tiny_data, tiny_teacher):
+    batch = first_batch(tiny_data, tiny_teacher)
+    trainee = met(replace(BOTH, method="ls+sp", scale_t2=False), tiny_data, batch)
+    assert trainee.soft([torch.tensor(1.0), torch.tensor(1.0)]).item() == 10 + 2
+
+
+def test_two_methods_from_the_command_line_to_the_report(flags, teacher, tmp_path, capsys):
+    out = ["--out-dir", tmp_path, "--teacher", teacher]
+    argv = [*flags, *out, "--alone", "--method", "kd+sp", "--temperature", 2, 4, "--beta", 5]
+    assert script(distill.main, *argv, "--scale-t2") == 0
+    assert script(distill.main, *flags, *out, "--method", "dkd+fitnet") == 0
+    rows = read_rows(tmp_path / "results" / "results.csv").set_index("run_id")
+    both = rows[rows.method == "kd+sp"]
+    assert list(both.index.str.slice(0, 27)) == [f"cnn-kd+sp-a0.5-T{t}-b5-t2-s0-" for t in (2, 4)]
+    assert list(both.temperature) == [2, 4] and set(both.beta) == {5}
+    assert rows[rows.method == "dkd+fitnet"].beta.item() == METHODS["fitnet"].beta
+    assert len(list(teacher.parent.glob("*.sheet"))) == 1
+    assert script(summarize.main, "--out-dir", tmp_path) == 0
+    report = (tmp_path / "results" / "REPORT.md").read_text()
+    assert "kd+sp × T², β 5" in report
+    capsys.readouterr()
+    for wrong in ("kd+dkd", "sp+kd", "kd+", "smooth+sp", "kd+sp+at", "none+sp", "sq"):
+        assert script(distill.main, *argv, "--method", wrong) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"'{wrong}' is none of" in line
