@@ -16,7 +16,8 @@ on its term alone is alpha = 1. Each docstring says where its paper's setting li
 
 Inputs are float32 (or float64): leave autocast first, bfloat16 logits make coarse losses. Nothing
 here branches on a value, so torch.func.vmap may run over cells. The losses on layers, not logits,
-are in stage_losses.py; to add a method write its function and its line in METHODS.
+are in stage_losses.py, feature_losses.py and contrast_loss.py; to add a method write its function
+and its line in METHODS.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import contrast_loss
+import feature_losses
 import stage_losses
 
 ROUNDING = 1e-6  # a row that varies by less than this, relative to its length, is constant
@@ -180,7 +183,7 @@ class Method:
 
     response: loss(student_logits, teacher_logits, labels, temperature).
     feature and relation: loss(student_stages, teacher_stages, regressor), the stages as
-    models.stages finds them, the regressor None unless the method has one.
+    models.stages finds them, the regressor None unless the method trains a module along.
     """
 
     family: str  # response | feature | relation; labels: it asks no teacher
@@ -188,9 +191,10 @@ class Method:
     paper: str
     temperature: bool = False  # has a T to sweep
     beta: float | None = None  # its paper's weight; None: it has none of its own
-    # (student_channels, teacher_channels, whether the teacher's has negative values) -> a module to
-    # train along, for the layers of stage_losses.hint_pair
-    regressor: Callable[[int, int, bool], nn.Module] | None = None
+    # (student_stages, teacher_stages, training labels [N]) -> a module to train along; the stages
+    # are those of a few images
+    regressor: Callable[[stage_losses.Stages, stage_losses.Stages, Tensor], nn.Module] | None = None
+    moment: bool = False  # its loss is given a contrast_loss.Moment as well
 
 
 METHODS: dict[str, Method] = {
@@ -205,13 +209,29 @@ METHODS: dict[str, Method] = {
         stage_losses.fitnet,
         "Romero et al. 2015, ICLR",
         beta=1.0,
-        regressor=stage_losses.hint_regressor,
+        regressor=stage_losses.fitnet_regressor,
     ),
     "at": Method("feature", stage_losses.at, "Zagoruyko & Komodakis 2017, ICLR", beta=1000.0),
     "sp": Method("relation", stage_losses.sp, "Tung & Mori 2019, ICCV", beta=3000.0),
     "rkd": Method("relation", stage_losses.rkd, "Park et al. 2019, CVPR", beta=25.0),
     "pkt": Method("relation", stage_losses.pkt, "Passalis & Tefas 2018, ECCV", beta=1.0),
     "cc": Method("relation", stage_losses.cc, "Peng et al. 2019, ICCV", beta=0.003),
+    "nst": Method("feature", feature_losses.nst, "Huang & Wang 2017, arXiv 1707.01219", beta=50.0),
+    "vid": Method(
+        "feature",
+        feature_losses.vid,
+        "Ahn et al. 2019, CVPR",
+        beta=1.0,
+        regressor=feature_losses.vid_guesses,
+    ),
+    "crd": Method(
+        "relation",
+        contrast_loss.crd,
+        "Tian et al. 2020, ICLR",
+        beta=0.8,
+        regressor=contrast_loss.crd_bank,
+        moment=True,
+    ),
 }
 
 

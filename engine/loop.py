@@ -95,7 +95,8 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
         pixels = plain(run.data.test, slice(0, 2))
         _, taught = run.teacher(pixels, stages=True)
         for trainee in learners:
-            trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
+            x = normalise(pixels, run.data.mean, run.data.std)
+            trainee.meet(x, taught, run.data.train.labels)
 
 
 def measure_untrained(trainees: list[Trainee], steps: Steps, run: Run) -> None:

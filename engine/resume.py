@@ -285,7 +285,8 @@ def code_checksum() -> int:
     engine = ("cells", "loop", "steps", "trainee", "optimise", "teacher", "sheet")
     engine += ("fused", "graph")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
-    others = ("losses.py", "stage_losses.py", "utils.py", "images/views.py")
+    others = ("losses.py", "stage_losses.py", "feature_losses.py", "contrast_loss.py")
+    others += ("utils.py", "images/views.py")
     files += [ROOT / name for name in others]
     files += sorted((ROOT / "models").glob("*.py"))
     return checksum(files)

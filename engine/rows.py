@@ -171,6 +171,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
     With `progress` and `basis` a longer run goes on from it (`Unfinished.shorter_run`).
     """
     data, cell = run.data, trainee.cell
+    progress = on_cpu({k: v for k, v in trainee.state().items() if k != "model"})
     return {
         "run_id": trainee.run_id,
         "model": cell.model,
@@ -185,8 +186,8 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "settings": asdict(run.settings),
         "cell": asdict(cell),
         "state": on_cpu(trainee.model.state_dict()),
-        "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
-        "progress": on_cpu({k: v for k, v in trainee.state().items() if k != "model"}),
+        "regressor": progress["regressor"],  # the very tensors: a file has them once
+        "progress": progress,
         "basis": basis,
     }
 

@@ -167,7 +167,7 @@ class Steps:
         if self.taught_stages:
             _, stages = run.teacher(pixels, stages=True)
         x = normalise(pixels, run.data.mean, run.data.std)
-        return Batch(x, self.images.labels[views.index], logits, stages, weight)
+        return Batch(x, self.images.labels[views.index], logits, stages, weight, views.index)
 
     def predictor(self, chosen: list[Trainee]) -> measure.Predict:
         """What some of the trainees say of images, in the order that they have in the pass."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from contrast_loss import Moment
 from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
 from losses import ON_LOGITS, ON_STAGES, Method, hard_loss, parts
@@ -21,7 +22,6 @@ from models import (
     on_device,
     widest,
 )
-from stage_losses import hint_pair
 from utils import Curves, UserError, stream
 
 
@@ -34,6 +34,7 @@ class Batch:
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
     weight: float = 1.0  # of its loss, for a small last batch
+    index: Tensor | None = None  # int64 [B], which training images they are
 
 
 def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_size) -> nn.Module:
@@ -141,24 +142,29 @@ class Trainee:
         return [*weights, *(value for value in kept if isinstance(value, Tensor)), self.sums]
 
     @torch.no_grad()
-    def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:
+    def meet(self, x: Tensor, taught: dict[str, Tensor], labels: Tensor) -> None:
         """Before the first step of a method on activations: images x and the teacher's stages.
 
-        Builds the module that the method trains along with the student, where it has one. Raises
-        UserError where the two networks lack the layers that the method compares.
+        Builds the module that the method trains along with the student, where it has one; `labels`
+        [N] are those of the training images. Raises UserError where the two networks lack the
+        layers that the method compares.
         """
         layers = self.cell.student_layers.split()
         self.stages = find(self.model, x, layers, self.cell.model)
         with self.stages.watch() as own:
             self.model.eval()(x)
         if self.on_stages.regressor:
-            student, teacher = hint_pair(own, taught)
-            channels = own[student].shape[1], taught[teacher].shape[1]
             with first_weights(self.cell.seed, "the regressor"):
-                regressor = self.on_stages.regressor(*channels, bool((taught[teacher] < 0).any()))
-            self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
+                regressor = self.on_stages.regressor(own, taught, labels)
+            self.regressor = regressor.to(x.device, memory_format=torch.channels_last).eval()
             self.optimiser.add_param_group({"params": self.regressor.parameters()})
-        self.on_stages.loss(own, taught, self.regressor)
+        self.compare(own, taught, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+
+    def compare(self, own: dict[str, Tensor], taught: dict[str, Tensor], index: Tensor) -> Tensor:
+        """The term of its method on activations, for the training images `index` [B]."""
+        moment = Moment(index, self.cell.seed, self.epoch, self.step)
+        more = [moment] if self.on_stages.moment else []
+        return self.on_stages.loss(own, taught, self.regressor, *more)
 
     def soft(self, terms: list[Tensor]) -> Tensor:
         """The terms of its method or two methods as one soft loss."""
@@ -202,6 +208,8 @@ class Trainee:
 def student_step(trainee: Trainee, batch: Batch) -> None:
     """One step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
     trainee.model.train()
+    if trainee.regressor:
+        trainee.regressor.train()
     if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
         purpose = f"dropout in step {trainee.step}"
         torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
@@ -215,7 +223,7 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
         terms.append(trainee.on_logits.loss(logits, batch.logits, batch.labels, temperature))
     if trainee.on_stages:
         stages = {name: at_least_float32(stage) for name, stage in stages.items()}
-        terms.append(trainee.on_stages.loss(stages, batch.stages, trainee.regressor))
+        terms.append(trainee.compare(stages, batch.stages, batch.index))
     soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
     loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
     trainee.optimiser.zero_grad()

@@ -4,16 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, TINY, make_images, script, train_all
+from conftest import CPU, TINY, Countdown, make_images, script, train_all
 
 import distill
 import summarize
 import train_teacher
+from contrast_loss import Bank, Moment
 from engine.cells import Cell
+from engine.loop import train
 from engine.rows import read_rows
-from engine.trainee import Batch, Trainee, student_step
+from engine.trainee import Batch, Trainee, initial_model, student_step
 from images.views import epoch_views, gather, normalise
-from losses import METHODS
+from losses import METHODS, ON_STAGES
+from utils import Interrupted
 
 BOTH = Cell("cnn", 4, 0, "kd+sp", 0.4, 3.0, 2.0, True, lr=0.2, teacher_seed=0)
 
@@ -47,7 +50,8 @@ def met(cell: Cell, data, batch: Batch) -> Trainee:
     """A trainee before its first step."""
     trainee = Trainee(cell, TINY, 10, CPU)
     if trainee.on_stages:
-        trainee.meet(batch.x[:2], {name: x[:2] for name, x in batch.stages.items()})
+        taught = {name: x[:2] for name, x in batch.stages.items()}
+        trainee.meet(batch.x[:2], taught, data.train.labels)
     return trainee
 
 
@@ -108,3 +112,66 @@ def test_two_methods_from_the_command_line_to_the_report(flags, teacher, tmp_pat
         assert script(distill.main, *argv, "--method", wrong) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert f"'{wrong}' is none of" in line
+
+
+# ---------------------------------------------------------------- what a method keeps
+
+
+CRD = Cell("cnn", 4, 0, "crd", 0.5, beta=0.8, lr=0.05, teacher_seed=0)
+
+
+def test_crd_goes_on_with_its_bank(make_run):
+    """Stopped in either epoch it ends with the same bits, the bank's among them."""
+    settings = replace(TINY, momentum=0.9)
+
+    def banks(run):
+        [path] = (run.out_dir / "checkpoints").glob("*.pt")
+        return torch.load(path, weights_only=True)["regressor"]
+
+    whole = make_run("whole", settings)
+    expected = train_all([CRD], whole)
+    for chances in (3, 7):
+        run = make_run(f"stopped {chances}", settings, keeper=Countdown(chances))
+        with pytest.raises(Interrupted):
+            train([CRD], [CRD], run)
+        run.keeper = Countdown(10**9)
+        assert train_all([CRD], run) == expected
+        for name, value in banks(run).items():
+            assert torch.equal(value, banks(whole)[name])
+
+
+def test_crds_bank_remembers_the_batch(tiny_data, tiny_teacher):
+    """Rows of the batch's images move by half towards what was said of them; no other does."""
+    batch = first_batch(tiny_data, tiny_teacher)
+    batch = replace(batch, index=epoch_views(0, 0, tiny_data.train)[:32].index)
+    trainee = met(CRD, tiny_data, batch)
+    before = trainee.regressor.of_teacher.clone()
+    said = trainee.regressor.teacher(batch.stages["pooled"]).detach()
+    moved = 0.5 * before[batch.index] + 0.5 * said / said.norm(dim=1, keepdim=True)
+    student_step(trainee, batch)
+    after = trainee.regressor.of_teacher
+    expected = moved / moved.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(after[batch.index], expected)
+    others = torch.ones(100, dtype=torch.bool)
+    others[batch.index] = False
+    assert torch.equal(after[others], before[others]) and trainee.regressor.level.isfinite().all()
+
+
+def test_crds_negatives_depend_on_seed_epoch_and_step_alone():
+    bank = Bank(3, 5, torch.arange(20_000) % 10)
+    moments = [Moment(torch.arange(4), *when) for when in ((0, 0, 0), (1, 0, 0), (0, 1, 0))]
+    moments += [Moment(torch.arange(4), 0, 0, 1), Moment(torch.arange(9), 0, 0, 0)]
+    first, *others, again = (bank.negatives(moment) for moment in moments)
+    assert len(first.unique()) == 16384 and torch.equal(first, again)
+    assert not any(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.family in ON_STAGES])
+def test_small_resnets_take_every_method_on_layers(make_run, method):
+    """resnet8 of a resnet20, whose stages have the same channels."""
+    model = initial_model(Cell("resnet20", 4, 0, teaches=True), 10).eval().requires_grad_(False)
+    settings = replace(TINY, epochs=1, batch_size=64)
+    run = make_run("out", settings)
+    run.teacher = replace(run.teacher, model=model, stages=None)
+    cell = Cell("resnet8", 4, 0, method, 0.5, beta=0.01, teacher_seed=0)
+    assert len(train_all([cell], run)) == 1
