@@ -140,9 +140,13 @@ def add_distillation(p: Parser) -> None:
         help="weight of the soft loss; the hard loss has 1 - alpha")  # fmt: skip
     add("--temperature", type=POSITIVE, nargs="+", default=[10.0],
         help="softens both sides, in the methods that have one")  # fmt: skip
-    add("--beta", type=NOT_NEGATIVE, nargs="+",
+    add("--beta", type=weight, nargs="+",
         help="the method's own weight, multiplied with alpha (of kd+sp, sp's); unset: its "
-        "paper's")  # fmt: skip
+        "paper's; auto: at which its gradient is as long as the hard loss's on the first "
+        "batch")  # fmt: skip
+    add("--soft-warmup", type=COUNT_OR_NONE, default=0, metavar="N",
+        help="epochs over which the soft loss comes in: epoch i of them, from 1, has i / N of its "
+        "weight (dkd's and reviewkd's authors: 20)")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
         help="where the teacher's answers are kept for later commands: beside its checkpoint, if "
         "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
@@ -151,6 +155,11 @@ def add_distillation(p: Parser) -> None:
         add(f"--{whose}-layers", nargs="+", default=[], metavar="LAYER",
             help=f"the {whose}'s stages, from shallow to deep, for feature and relation methods: "
             "names of modules; unset: the last output of each height and width")  # fmt: skip
+
+
+def weight(raw: str) -> float | str:
+    """An argparse type: a number of at least 0, or auto."""
+    return raw if raw == "auto" else NOT_NEGATIVE(raw)
 
 
 def method(name: str) -> str:

@@ -129,6 +129,8 @@ class Cell:
     student_layers: str = ""  # names of modules whose outputs are stages; blank: those found
     teacher_layers: str = ""
     weights: str = ""  # SHA-256 of the file that a teacher's first weights are from, 12 digits
+    auto_beta: bool = False  # beta is what the first batch says (engine/balance.py)
+    soft_warmup: int = 0  # epoch i of so many, from 1, has i / N of the soft loss's weight
 
     @property
     def families(self) -> set[str]:
@@ -196,8 +198,12 @@ def run_id(cell: Cell, settings: Settings) -> str:
         parts.append(f"T{text(cell.temperature)}")
     if cell.beta is not None:
         parts.append(f"b{text(cell.beta)}")
+    if cell.auto_beta:
+        parts.append("bauto")
     if cell.scale_t2:
         parts.append("t2")
+    if cell.soft_warmup:
+        parts.append(f"sw{cell.soft_warmup}")
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")

@@ -13,6 +13,7 @@ earliest position of all, and a cell that is ahead waits for the others.
 import math
 
 from engine import measure
+from engine.balance import balance
 from engine.cells import Cell, label
 from engine.parallel import share
 from engine.progress import Progress
@@ -41,6 +42,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     with state.claimed():
         introduce(trainees, run)
         state.restore()
+        balance(trainees, run)
         steps = Steps(trainees, run)
         for trainee in trainees:
             trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)

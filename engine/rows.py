@@ -51,6 +51,7 @@ LATER = (
     + ["test_data", "teacher_acc", "student_layers", "teacher_layers", "weights", "code"]
 )
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]
+LATER += ["auto_beta", "soft_warmup"]
 COLUMNS = FIRST + LATER
 # What may look like a number and is none: a commit, or a lone milestone.
 TEXT = ["torch", "commit", "teacher_sha", "weights", "code"]
@@ -128,6 +129,7 @@ def cell_columns(trainee: Trainee) -> dict:
     teaches = columns.pop("teaches")
     taught = trainee.cell.taught
     role = "teacher" if teaches else "distill" if taught else "student"
+    columns["beta"] = trainee.beta
     columns |= {"run_id": trainee.run_id, "role": role, "params": parameter_count(trainee.model)}
     columns["code"] = code_of(trainee.cell.model)
     return columns | ({"alpha": None} if teaches else {})

@@ -83,6 +83,7 @@ class Trainee:
         self.on_logits: Method | None = next((m for m in methods if m.family in ON_LOGITS), None)
         self.on_stages: Method | None = next((m for m in methods if m.family in ON_STAGES), None)
         self.model = on_device(initial_model(cell, classes, settings.image_size), device)
+        self.beta = cell.beta  # with --beta auto, what the first batch says
         self.regressor: nn.Module | None = None
         self.stages: Stages | None = None  # of a method on activations, once it has met them
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
@@ -99,13 +100,16 @@ class Trainee:
         self.curves: Curves | None = None  # where its records are shown, if by this rank
         self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
 
-    @property
-    def soft_weight(self) -> float:
-        """What the soft loss is multiplied by, beside alpha; of two methods it has the weights."""
+    def soft_weight(self, epoch: int) -> float:
+        """What the soft loss is multiplied by in an epoch, from 0, beside alpha.
+
+        Two methods' weights are in it already.
+        """
+        warm = min(1.0, (epoch + 1) / self.cell.soft_warmup) if self.cell.soft_warmup else 1.0
         if self.on_logits and self.on_stages:
-            return 1.0
-        beta = self.cell.beta if self.cell.beta is not None else 1.0
-        return beta * self.t_squared
+            return warm
+        beta = self.beta if self.beta is not None else 1.0
+        return beta * self.t_squared * warm
 
     @property
     def t_squared(self) -> float:
@@ -171,13 +175,14 @@ class Trainee:
         if len(terms) == 1:
             return terms[0]
         first = self.on_logits.beta if self.on_logits.beta is not None else 1.0
-        return first * self.t_squared * terms[0] + self.cell.beta * terms[1]
+        return first * self.t_squared * terms[0] + self.beta * terms[1]
 
     def state(self) -> dict:
         """All that training goes on from. Random numbers come from seed and epoch: none here."""
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "beta": self.beta,
             "model": self.model.state_dict(),
             "regressor": self.regressor.state_dict() if self.regressor else None,
             "optimiser": self.optimiser.state_dict(),
@@ -189,7 +194,7 @@ class Trainee:
 
     def load(self, state: dict) -> None:
         """Take up a saved state."""
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.beta = state["epoch"], state["step"], state["beta"]
         self.model.load_state_dict(state["model"])
         if self.regressor is not None:
             self.regressor.load_state_dict(state["regressor"])
@@ -207,6 +212,22 @@ class Trainee:
 
 def student_step(trainee: Trainee, batch: Batch) -> None:
     """One step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
+    logits, hard, terms = terms_of(trainee, batch)
+    soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
+    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight(trainee.epoch))
+    trainee.optimiser.zero_grad()
+    (loss * batch.weight).backward()
+    if trainee.settings.clip:
+        nn.utils.clip_grad_norm_(trainee.learned(), trainee.settings.clip)
+    trainee.optimiser.step()
+    with torch.no_grad():
+        correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()
+        means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
+        trainee.sums += means.to(trainee.sums.dtype) * len(batch.labels)
+
+
+def terms_of(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The student's logits [B, K], the hard loss, and the terms of its methods."""
     trainee.model.train()
     if trainee.regressor:
         trainee.regressor.train()
@@ -224,17 +245,7 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     if trainee.on_stages:
         stages = {name: at_least_float32(stage) for name, stage in stages.items()}
         terms.append(trainee.compare(stages, batch.stages, batch.index))
-    soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
-    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
-    trainee.optimiser.zero_grad()
-    (loss * batch.weight).backward()
-    if trainee.settings.clip:
-        nn.utils.clip_grad_norm_(trainee.learned(), trainee.settings.clip)
-    trainee.optimiser.step()
-    with torch.no_grad():
-        correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()
-        means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
-        trainee.sums += means.to(trainee.sums.dtype) * len(batch.labels)
+    return logits, hard, terms
 
 
 def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:

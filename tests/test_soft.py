@@ -10,10 +10,12 @@ import distill
 import summarize
 import train_teacher
 from contrast_loss import Bank, Moment
+from engine.balance import balance
 from engine.cells import Cell
+from engine.fused import FusedStep
 from engine.loop import train
 from engine.rows import read_rows
-from engine.trainee import Batch, Trainee, initial_model, student_step
+from engine.trainee import Batch, Trainee, initial_model, student_step, terms_of
 from images.views import epoch_views, gather, normalise
 from losses import METHODS, ON_STAGES
 from utils import Interrupted
@@ -42,8 +44,8 @@ def first_batch(data, teacher) -> Batch:
     views = epoch_views(0, 0, data.train)[:32]
     pixels = gather(data.train, views)
     logits, stages = teacher(pixels, stages=True)
-    return Batch(normalise(pixels, data.mean, data.std), data.train.labels[views.index],
-                 logits, stages)  # fmt: skip
+    x, labels = normalise(pixels, data.mean, data.std), data.train.labels[views.index]
+    return Batch(x, labels, logits, stages, index=views.index)
 
 
 def met(cell: Cell, data, batch: Batch) -> Trainee:
@@ -56,7 +58,9 @@ def met(cell: Cell, data, batch: Batch) -> Trainee:
 
 
 def gradients(model, loss) -> list[torch.Tensor]:
-    return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    return torch.autograd.grad(
+        loss, list(model.parameters()), retain_graph=True, materialize_grads=True
+    )
 
 
 # ---------------------------------------------------------------- two methods in one
@@ -114,6 +118,85 @@ def test_two_methods_from_the_command_line_to_the_report(flags, teacher, tmp_pat
         assert f"'{wrong}' is none of" in line
 
 
+# ---------------------------------------------------------------- its weight
+
+
+@pytest.mark.parametrize("method", ["sp", "mse", "kd+at", "crd"])
+def test_beta_auto_makes_the_gradients_as_long(tiny_data, tiny_teacher, make_run, method, capsys):
+    """Of the hard loss and of beta times the term, on the first batch of 32, by hand."""
+    cell = Cell("cnn", 4, 0, method, 0.5, 2.0 if "kd" in method else None, lr=0.05,
+                teacher_seed=0, auto_beta=True)  # fmt: skip
+    batch = first_batch(tiny_data, tiny_teacher)
+    trainee = met(cell, tiny_data, batch)
+    before = [p.clone() for p in trainee.learned()]
+    balance([trainee], make_run("out"))
+    assert all(map(torch.equal, before, trainee.learned())) and not trainee.model.conv1.weight.grad
+    assert f"beta {trainee.beta:.4g}" in capsys.readouterr().out
+    _, hard, terms = terms_of(trainee, batch)
+    lengths = [
+        torch.cat([g.flatten() for g in gradients(trainee.model, loss)]).norm().item()
+        for loss in (hard, trainee.beta * terms[-1])
+    ]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-4) and lengths[0] > 0
+
+
+def test_beta_auto_stays_after_a_stop(make_run):
+    cells = [
+        Cell("cnn", 4, 0, "sp", a, lr=0.05, teacher_seed=0, auto_beta=True) for a in (0.1, 0.5)
+    ]
+    whole = train_all(cells, make_run("whole"))
+    run = make_run("stopped", keeper=Countdown(7))
+    with pytest.raises(Interrupted):
+        train(cells, cells, run)
+    run.keeper = Countdown(10**9)
+    assert train_all(cells, run) == whole
+    betas = [
+        read_rows(make_run(name).out_dir / "results" / "results.csv").beta.tolist()
+        for name in ("whole", "stopped")
+    ]
+    assert betas[0] == betas[1] and betas[0][0] > 0
+
+
+def test_beta_auto_from_the_command_line_to_the_report(flags, teacher, tmp_path, capsys):
+    out = ["--out-dir", tmp_path, "--teacher", teacher]
+    argv = [*flags, *out, "--method", "at", "--beta", "auto", 7, "--seed", 0, 1]
+    assert script(distill.main, *argv, "--soft-warmup", 20) == 0
+    rows = read_rows(tmp_path / "results" / "results.csv")
+    auto = rows[rows.auto_beta]
+    assert len(auto) == 2 and auto.beta.nunique() == 2 and set(rows.soft_warmup) == {20}
+    assert auto.run_id.str.startswith("cnn-at-a0.5-bauto-sw20-s").all()
+    assert script(summarize.main, "--out-dir", tmp_path) == 0
+    report = (tmp_path / "results" / "REPORT.md").read_text()
+    assert "at, β auto, warm-up 20" in report and "at, β 7, warm-up 20" in report
+    capsys.readouterr()
+    assert script(distill.main, *flags, *out, "--beta", "auto") == 2
+    assert "--method kd has no weight of its own" in capsys.readouterr().err
+    assert script(distill.main, *flags, *out, "--method", "none", "--soft-warmup", 3) == 2
+
+
+def test_the_soft_loss_comes_in_over_the_epochs(tiny_data, tiny_teacher):
+    """A third, two thirds, and then the whole of its weight, stacked as in the loop."""
+    cells = [
+        Cell("cnn", 4, 0, "dkd", a, 4.0, 1.0, teacher_seed=0, soft_warmup=3) for a in (0.3, 0.6)
+    ]
+    batch = first_batch(tiny_data, tiny_teacher)
+    loop, stacked = ([met(cell, tiny_data, batch) for cell in cells] for _ in range(2))
+    fused = FusedStep(stacked)
+    for epoch, weight in enumerate((1 / 3, 2 / 3, 1, 1)):
+        for trainee in (*loop, *stacked):
+            trainee.epoch = epoch
+            trainee.sums.zero_()
+        fused.anneal(epoch)
+        fused(batch)
+        for one, other in zip(loop, stacked, strict=True):
+            one.anneal(epoch)
+            student_step(one, batch)
+            loss, hard, soft = (one.sums[:3] / 32).tolist()
+            alpha = one.cell.alpha
+            assert loss == pytest.approx((1 - alpha) * hard + alpha * weight * soft, rel=1e-5)
+            torch.testing.assert_close(one.sums, other.sums, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------- what a method keeps
 
 
@@ -143,7 +226,6 @@ def test_crd_goes_on_with_its_bank(make_run):
 def test_crds_bank_remembers_the_batch(tiny_data, tiny_teacher):
     """Rows of the batch's images move by half towards what was said of them; no other does."""
     batch = first_batch(tiny_data, tiny_teacher)
-    batch = replace(batch, index=epoch_views(0, 0, tiny_data.train)[:32].index)
     trainee = met(CRD, tiny_data, batch)
     before = trainee.regressor.of_teacher.clone()
     said = trainee.regressor.teacher(batch.stages["pooled"]).detach()
