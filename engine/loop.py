@@ -12,6 +12,8 @@ earliest position of all, and a cell that is ahead waits for the others.
 
 import math
 
+from torch import nn
+
 from engine import measure
 from engine.balance import balance
 from engine.cells import Cell, label
@@ -99,6 +101,13 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
         for trainee in learners:
             x = normalise(pixels, run.data.mean, run.data.std)
             trainee.meet(x, taught, run.data.train.labels)
+            modules = trainee.regressor.modules() if trainee.regressor else ()
+            norms = any(isinstance(m, nn.BatchNorm2d) for m in modules)
+            if norms and rest == 1 and settings.last_batch != "drop":
+                raise UserError(
+                    f"what {trainee.cell.method} trains along has batch norms, and an epoch ends "
+                    "with 1 image: --last-batch drop"
+                )
 
 
 def measure_untrained(trainees: list[Trainee], steps: Steps, run: Run) -> None:

@@ -206,8 +206,9 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     taught = rows.method != "none"
     kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
     kind = kind.where(taught | (rows.alpha == 0), CONTROL)
-    beta = rows.beta.where(~rows.auto_beta)  # which is another number for each seed
-    own = pd.Series([f", β {b:g}" if b == b else "" for b in beta], rows.index)
+    # One that the first batch says is another number for each seed.
+    rows = rows.assign(beta=rows.beta.where(~rows.auto_beta))
+    own = pd.Series([f", β {b:g}" if b == b else "" for b in rows.beta], rows.index)
     own += np.where(rows.auto_beta, ", β auto", "")
     own += [f", warm-up {epochs:g}" if epochs else "" for epochs in rows.soft_warmup]
     for who in ("student", "teacher"):
@@ -218,7 +219,7 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     rows["by"] = teacher_names(rows)
     several = rows.groupby([*CELL, "seed"]).by.transform("nunique") > 1
     taught = rows.method != "none"
-    siblings = rows.student + "/" + rows.method + "/" + beta.astype(str)
+    siblings = rows.student + "/" + rows.method + "/" + rows.beta.astype(str)
     torn = taught & siblings.isin(siblings[several & taught])
     rows["variant"] += ("; teacher " + rows.by).where(torn, "")
     return rows

@@ -101,21 +101,63 @@ def peer_cc(student, teacher, regressor):
     return norm**2 / len(s) ** 2
 
 
-def peer_vid(student, teacher, guesses):
-    met = {"stage1": "stage2", "stage2": "stage3"}
-    s = {name: {"output": g(student[name])} for name, g in zip(met, guesses, strict=True)}
-    t = {name: {"output": x} for name, x in teacher.items()}
-    pairs = {
+MET = {"stage1": "stage2", "stage2": "stage3"}
+
+
+def outputs(stages):
+    return {name: {"output": x} for name, x in stages.items()}
+
+
+def pairs_of(weights):
+    return {
         mine: {
             "student": {"path": mine, "io": "output"},
-            "teacher": {"path": their, "io": "output"},
+            "teacher": {"path": theirs, "io": "output"},
+            "weight": weight,
         }
-        for mine, their in met.items()
+        for (mine, theirs), weight in zip(MET.items(), weights, strict=True)
     }
-    return peer.VIDLoss(pairs)(s, t)
+
+
+def peer_ab(student, teacher, connectors):
+    s = {name: c(student[name]) for name, c in zip(MET, connectors, strict=True)}
+    loss = peer.AltActTransferLoss(pairs_of([0.5, 1.0]), margin=1.0, reduction="mean")
+    return loss(outputs(s), outputs(teacher))
+
+
+def peer_vid(student, teacher, guesses):
+    s = {name: guess(student[name]) for name, guess in zip(MET, guesses, strict=True)}
+    return peer.VIDLoss(pairs_of([1.0, 1.0]))(outputs(s), outputs(teacher))
+
+
+def peer_ft(student, teacher, factors):
+    s = factors.translate(student["stage2"])
+    t = factors.paraphrase(teacher["stage3"])
+    return peer.FTLoss()(outputs({"translator": s}), outputs({"paraphraser": t}))
+
+
+def peer_reviewkd(student, teacher, fusions):
+    """ABF in the shape of its equation, HCL torchdistill's."""
+    total, left = 0.0, None
+    loss = peer.HierarchicalContextLoss("m", "output", "m", "output")
+    pooled = student["pooled"][..., None, None], teacher["pooled"][..., None, None]
+    pairs = [pooled, *((student[s], teacher[t]) for s, t in reversed(MET.items()))]
+    for (s, t), fusion in zip(pairs, fusions, strict=True):
+        x = fusion.enter(s)
+        if left is not None:
+            side = x.shape[2] // left.shape[2]
+            y = left.repeat_interleave(side, 2).repeat_interleave(side, 3)
+            a, b = fusion.attention(torch.cat([x, y], 1)).sigmoid().unbind(1)
+            x = torch.einsum("bchw,bhw->bchw", x, a) + torch.einsum("bchw,bhw->bchw", y, b)
+        left = x
+        total = total + loss({"m": {"output": (fusion.leave(x), None)}}, io(t))
+    return total
 
 
 PEERS = {
+    "ab": peer_ab,
+    "ft": peer_ft,
+    "reviewkd": peer_reviewkd,
     "vid": peer_vid,
     "kd": peer_kd,
     "dist": peer_dist,
@@ -309,7 +351,23 @@ def draw_of(bank):
     return {"drawn": chosen.bincount(minlength=50), "labels": bank.labels}
 
 
+def paper_fsp(student, teacher, widths):
+    """G_s and G_t entry by entry, the larger map's largest of each 2x2."""
+    maps = []
+    for x, widen in zip((student["stage1"], student["stage2"]), widths, strict=True):
+        weights = [w.detach().double().numpy()[:, :, 0, 0] for w in widen.parameters()]
+        kernel = weights[0] if weights else np.eye(x.shape[1])
+        maps.append(np.einsum("oc,bchw->bohw", kernel, x))
+    flows = []
+    for first, second in (maps, (teacher["stage2"], teacher["stage3"])):
+        blocks = [first[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        top = np.maximum.reduce(blocks)
+        flows.append(np.einsum("bchw,bdhw->bcd", top, second) / 4)
+    return np.mean((flows[0] - flows[1]) ** 2)
+
+
 PAPERS = {
+    "fsp": paper_fsp,
     "nst": paper_nst,
     "crd": paper_crd,
     "dkd": paper_dkd,

@@ -257,3 +257,27 @@ def test_small_resnets_take_every_method_on_layers(make_run, method):
     run.teacher = replace(run.teacher, model=model, stages=None)
     cell = Cell("resnet8", 4, 0, method, 0.5, beta=0.01, teacher_seed=0)
     assert len(train_all([cell], run)) == 1
+
+
+def test_batch_norms_that_train_along_do_not_learn_from_one_image(tmp_path, teacher, capsys):
+    make_images(tmp_path / "odd", train=9, test=4)  # 18 images: batches of 17 and 1
+    argv = ["--dataset", "folder", "--data-dir", tmp_path / "odd", "--epochs", 1, "--lr", 0.01]
+    argv += ["--batch-size", 17, "--teacher", teacher, "--out-dir", tmp_path, "--device", "cpu"]
+    argv += ["--method", "reviewkd", "--student-width", 4]
+    assert script(distill.main, *argv) == 2
+    assert "ends with 1 image: --last-batch drop" in capsys.readouterr().err
+    assert script(distill.main, *argv, "--last-batch", "drop") == 0
+
+
+@pytest.mark.parametrize("method", ["ft", "vid"])
+def test_the_paraphraser_learns_as_fast_whatever_the_weight(tiny_data, tiny_teacher, method):
+    """ft's autoencoder has its own error's gradient; vid's guesses have the weighted one."""
+    batch, moves = first_batch(tiny_data, tiny_teacher), []
+    for beta in (1.0, 100.0):
+        cell = Cell("cnn", 4, 0, method, 0.5, beta=beta, lr=0.01, teacher_seed=0)
+        trainee = met(cell, tiny_data, batch)
+        own = trainee.regressor.recall if method == "ft" else trainee.regressor
+        before = [p.clone() for p in own.parameters()]
+        student_step(trainee, batch)
+        moves.append(torch.cat([(p - q).flatten() for p, q in zip(own.parameters(), before)]))
+    assert moves[0].abs().max() > 0 and torch.equal(*moves) == (method == "ft")
