@@ -279,5 +279,7 @@ def test_the_paraphraser_learns_as_fast_whatever_the_weight(tiny_data, tiny_teac
         own = trainee.regressor.recall if method == "ft" else trainee.regressor
         before = [p.clone() for p in own.parameters()]
         student_step(trainee, batch)
-        moves.append(torch.cat([(p - q).flatten() for p, q in zip(own.parameters(), before)]))
+        moves.append(
+            torch.cat([(p - q).flatten() for p, q in zip(own.parameters(), before, strict=True)])
+        )
     assert moves[0].abs().max() > 0 and torch.equal(*moves) == (method == "ft")
