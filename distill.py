@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 import flags
 from engine.cells import Cell
 from engine.grid import run_command, teacher_seed
-from losses import METHODS, is_taught
+from losses import ON_STAGES, is_taught, parts
 from utils import UserError, run_script
 
 
@@ -24,20 +24,23 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
 
     Raises UserError.
     """
-    method = METHODS.get(args.method)  # None: the control without a teacher
-    temperatures = args.temperature if method and method.temperature else [None]
-    if args.scale_t2 and args.method != "kd":
+    methods = parts(args.method)  # none: the control without a teacher
+    temperatures = args.temperature if any(m.temperature for m in methods) else [None]
+    if args.scale_t2 and args.method.split("+")[0] != "kd":
         raise UserError("--scale-t2 belongs to --method kd: leave one of them out")
-    if args.beta and (not method or method.beta is None):
+    if args.beta and (not methods or methods[-1].beta is None):
         raise UserError(f"--method {args.method} has no weight of its own: leave --beta out")
+    if args.soft_warmup and not methods:
+        raise UserError("--soft-warmup has no effect without a --method")
     layers = {name: " ".join(getattr(args, name)) for name in ("student_layers", "teacher_layers")}
-    if any(layers.values()) and (not method or method.family not in ("feature", "relation")):
+    if any(layers.values()) and not any(m.family in ON_STAGES for m in methods):
         raise UserError(f"--method {args.method} compares no layers: leave --student-layers and "
                         "--teacher-layers out")  # fmt: skip
-    betas = args.beta or [method.beta if method else None]
+    betas = args.beta or [methods[-1].beta if methods else None]
     common = {
         "method": args.method,
         "scale_t2": args.scale_t2,
+        "soft_warmup": args.soft_warmup,
         **layers,
         "teacher_seed": teacher_seed(args) if is_taught(args.method) else None,
     }
@@ -47,7 +50,9 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
         if args.control:  # at alpha 1 nothing is left of the hard loss
             cells += [Cell(alpha=a, **own) for a in args.alpha if a < 1]
         grid = product(args.alpha, temperatures, betas)
-        cells += [Cell(alpha=a, temperature=t, beta=b, **own, **common) for a, t, b in grid]
+        for alpha, temperature, beta in grid:
+            weight = {"auto_beta": True} if beta == "auto" else {"beta": beta}
+            cells.append(Cell(alpha=alpha, temperature=temperature, **weight, **own, **common))
     return list(dict.fromkeys(cells))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.cells import OPTIMISER, SETTINGS, flag
-from losses import METHODS
+from losses import METHODS, is_method
 from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
 from utils import ROOT, UserError
 from values import (
@@ -135,13 +135,18 @@ def add_distillation(p: Parser) -> None:
         help="also, for each alpha, the hard loss x (1 - alpha) without a teacher, in the same "
         "pass")  # fmt: skip
     add = p.add_argument_group("distillation (several values: every combination)").add_argument
-    add("--method", choices=["none", *METHODS], default="kd", help=method_help())
+    add("--method", type=method, default="kd", metavar="METHOD", help=method_help())
     add("--alpha", type=SHARE, nargs="+", default=[0.5],
         help="weight of the soft loss; the hard loss has 1 - alpha")  # fmt: skip
     add("--temperature", type=POSITIVE, nargs="+", default=[10.0],
         help="softens both sides, in the methods that have one")  # fmt: skip
-    add("--beta", type=NOT_NEGATIVE, nargs="+",
-        help="the method's own weight, multiplied with alpha; unset: its paper's")  # fmt: skip
+    add("--beta", type=weight, nargs="+",
+        help="the method's own weight, multiplied with alpha (of kd+sp, sp's); unset: its "
+        "paper's; auto: at which its gradient is as long as the hard loss's on the first "
+        "batch")  # fmt: skip
+    add("--soft-warmup", type=COUNT_OR_NONE, default=0, metavar="N",
+        help="epochs over which the soft loss comes in: epoch i of them, from 1, has i / N of its "
+        "weight (dkd's and reviewkd's authors: 20)")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
         help="where the teacher's answers are kept for later commands: beside its checkpoint, if "
         "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
@@ -152,10 +157,27 @@ def add_distillation(p: Parser) -> None:
             "names of modules; unset: the last output of each height and width")  # fmt: skip
 
 
+def weight(raw: str) -> float | str:
+    """An argparse type: a number of at least 0, or auto."""
+    return raw if raw == "auto" else NOT_NEGATIVE(raw)
+
+
+def method(name: str) -> str:
+    """An argparse type: the name of a method, or of two as kd+sp."""
+    if not is_method(name):
+        raise argparse.ArgumentTypeError(
+            f"{name[:40]!r} is none of none, {', '.join(METHODS)}, nor a response method and one "
+            "on layers, as kd+sp"
+        )
+    return name
+
+
 def method_help() -> str:
     """One clause a method: name, paper, default of --beta."""
     clauses = [
         f"{name}: {method.paper}" + (f", beta {method.beta:g}" if method.beta is not None else "")
         for name, method in METHODS.items()
     ]
-    return "; ".join(["none: no teacher, hard loss x (1 - alpha)", *clauses]).replace("%", "%%")
+    both = "kd+sp and the like: a response method beside one on layers"
+    first = "none: no teacher, hard loss x (1 - alpha)"
+    return "; ".join([first, *clauses, both]).replace("%", "%%")

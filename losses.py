@@ -4,13 +4,20 @@ A cell minimises, whatever its method,
 
     L = (1 - alpha) * hard_loss + alpha * beta * term                    (the engine forms it)
 
-where `term` is the method's loss and beta its weight, by default its paper's (Method.beta). A paper
+where `term` is the method's loss and beta its weight, by default its paper's (Method.beta). Of two
+methods, as kd+sp, each has the term it has alone, and beta is the second's:
+
+    L = (1 - alpha) * hard_loss + alpha * (first + beta * second)
+
+(RepDistiller's gamma CE + alpha' kd + beta' second, with T^2 in kd, is (gamma + alpha') times that
+with --scale-t2, alpha = alpha' / (gamma + alpha') and beta = beta' / alpha'.) A paper
 that writes CE + w * term is alpha = 0.5 with beta = w and twice the learning rate; one that trains
 on its term alone is alpha = 1. Each docstring says where its paper's setting lies.
 
 Inputs are float32 (or float64): leave autocast first, bfloat16 logits make coarse losses. Nothing
 here branches on a value, so torch.func.vmap may run over cells. The losses on layers, not logits,
-are in stage_losses.py; to add a method write its function and its line in METHODS.
+are in stage_losses.py, feature_losses.py and contrast_loss.py; to add a method write its function
+and its line in METHODS.
 """
 
 from collections.abc import Callable
@@ -20,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import contrast_loss
+import feature_losses
 import stage_losses
 
 ROUNDING = 1e-6  # a row that varies by less than this, relative to its length, is constant
@@ -174,7 +183,7 @@ class Method:
 
     response: loss(student_logits, teacher_logits, labels, temperature).
     feature and relation: loss(student_stages, teacher_stages, regressor), the stages as
-    models.stages finds them, the regressor None unless the method has one.
+    models.stages finds them, the regressor None unless the method trains a module along.
     """
 
     family: str  # response | feature | relation; labels: it asks no teacher
@@ -182,9 +191,10 @@ class Method:
     paper: str
     temperature: bool = False  # has a T to sweep
     beta: float | None = None  # its paper's weight; None: it has none of its own
-    # (student_channels, teacher_channels, whether the teacher's has negative values) -> a module to
-    # train along, for the layers of stage_losses.hint_pair
-    regressor: Callable[[int, int, bool], nn.Module] | None = None
+    # (student_stages, teacher_stages, training labels [N]) -> a module to train along; the stages
+    # are those of a few images
+    regressor: Callable[[stage_losses.Stages, stage_losses.Stages, Tensor], nn.Module] | None = None
+    moment: bool = False  # its loss is given a contrast_loss.Moment as well
 
 
 METHODS: dict[str, Method] = {
@@ -199,16 +209,77 @@ METHODS: dict[str, Method] = {
         stage_losses.fitnet,
         "Romero et al. 2015, ICLR",
         beta=1.0,
-        regressor=stage_losses.hint_regressor,
+        regressor=stage_losses.fitnet_regressor,
     ),
     "at": Method("feature", stage_losses.at, "Zagoruyko & Komodakis 2017, ICLR", beta=1000.0),
     "sp": Method("relation", stage_losses.sp, "Tung & Mori 2019, ICCV", beta=3000.0),
     "rkd": Method("relation", stage_losses.rkd, "Park et al. 2019, CVPR", beta=25.0),
     "pkt": Method("relation", stage_losses.pkt, "Passalis & Tefas 2018, ECCV", beta=1.0),
     "cc": Method("relation", stage_losses.cc, "Peng et al. 2019, ICCV", beta=0.003),
+    "nst": Method("feature", feature_losses.nst, "Huang & Wang 2017, arXiv 1707.01219", beta=50.0),
+    "vid": Method(
+        "feature",
+        feature_losses.vid,
+        "Ahn et al. 2019, CVPR",
+        beta=1.0,
+        regressor=feature_losses.vid_guesses,
+    ),
+    "reviewkd": Method(
+        "feature",
+        feature_losses.reviewkd,
+        "Chen et al. 2021, CVPR",
+        beta=5.0,
+        regressor=feature_losses.reviewkd_fusions,
+    ),
+    "ab": Method(
+        "feature",
+        feature_losses.ab,
+        "Heo et al. 2019, AAAI",
+        beta=0.003,
+        regressor=feature_losses.ab_connectors,
+    ),
+    "ft": Method(
+        "feature",
+        feature_losses.ft,
+        "Kim et al. 2018, NeurIPS",
+        beta=200.0,
+        regressor=feature_losses.ft_factors,
+    ),
+    "fsp": Method(
+        "feature",
+        feature_losses.fsp,
+        "Yim et al. 2017, CVPR",
+        beta=50.0,
+        regressor=feature_losses.fsp_widths,
+    ),
+    "crd": Method(
+        "relation",
+        contrast_loss.crd,
+        "Tian et al. 2020, ICLR",
+        beta=0.8,
+        regressor=contrast_loss.crd_bank,
+        moment=True,
+    ),
 }
+
+
+ON_LOGITS, ON_STAGES = ("response", "labels"), ("feature", "relation")  # families
+
+
+def parts(method: str) -> list[Method]:
+    """The registry's lines for a method's name: of kd+sp two, of none no line."""
+    return [METHODS[name] for name in method.split("+")] if method != "none" else []
+
+
+def is_method(name: str) -> bool:
+    """Whether a name is none, a method, or a response method and one on layers, as kd+sp."""
+    if name in ("none", *METHODS):
+        return True
+    families = [METHODS[one].family for one in name.split("+") if one in METHODS]
+    both = name.count("+") == 1 and len(families) == 2
+    return both and families[0] == "response" and families[1] in ON_STAGES
 
 
 def is_taught(method: str) -> bool:
     """Whether a teacher has a part in it; `none` and methods on labels alone have none."""
-    return method != "none" and METHODS[method].family != "labels"
+    return any(part.family != "labels" for part in parts(method))

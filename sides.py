@@ -124,6 +124,7 @@ def with_sides(rows: pd.DataFrame) -> pd.DataFrame:
         side = "alone" if row.method == "none" else row.method
         side = KD_SAME if side == "kd" and row.teacher_seed == SAME_TEACHER else side
         student = row.model == "cnn" and row.role != "teacher"
+        student = student and not row.auto_beta and not row.soft_warmup
         sides.append(side)
         configs.append(number.get(side, {}).get(config_of(row)) if student else None)
     found = rows.assign(side=sides, config=pd.array(configs, "Int64"))

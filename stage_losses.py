@@ -97,6 +97,13 @@ def hint_regressor(
     return nn.Sequential(convolution, *[] if negative else [nn.ReLU()])
 
 
+def fitnet_regressor(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module:
+    """The regressor for the stages of a probe of both networks. Raises UserError."""
+    guided, hint = hint_pair(student, teacher)
+    channels = student[guided].shape[1], teacher[hint].shape[1]
+    return hint_regressor(*channels, bool((teacher[hint] < 0).any()))
+
+
 def fitnet(student_stages: Stages, teacher_stages: Stages, regressor: nn.Module) -> Tensor:
     """FitNets' hint (Romero et al. 2015, ICLR), equation 3: 1/2 ||u - r(v)||^2.
 

@@ -11,7 +11,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from images.sources import AUGMENTS, SOURCES
-from losses import METHODS, is_taught
+from losses import is_taught, parts
 from models import default_width, file_name
 from utils import UserError
 from values import BELOW_ONE, COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PIXELS, POSITIVE
@@ -129,11 +129,13 @@ class Cell:
     student_layers: str = ""  # names of modules whose outputs are stages; blank: those found
     teacher_layers: str = ""
     weights: str = ""  # SHA-256 of the file that a teacher's first weights are from, 12 digits
+    auto_beta: bool = False  # beta is what the first batch says (engine/balance.py)
+    soft_warmup: int = 0  # epoch i of so many, from 1, has i / N of the soft loss's weight
 
     @property
-    def family(self) -> str | None:
-        """What its method learns from: response, feature, relation or labels; None without one."""
-        return METHODS[self.method].family if self.method != "none" else None
+    def families(self) -> set[str]:
+        """What its method learns from, of response, feature, relation and labels."""
+        return {part.family for part in parts(self.method)}
 
     @property
     def taught(self) -> bool:
@@ -196,8 +198,12 @@ def run_id(cell: Cell, settings: Settings) -> str:
         parts.append(f"T{text(cell.temperature)}")
     if cell.beta is not None:
         parts.append(f"b{text(cell.beta)}")
+    if cell.auto_beta:
+        parts.append("bauto")
     if cell.scale_t2:
         parts.append("t2")
+    if cell.soft_warmup:
+        parts.append(f"sw{cell.soft_warmup}")
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")

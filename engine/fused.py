@@ -26,7 +26,7 @@ Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
 def can_fuse(trainees: list[Trainee]) -> bool:
     """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
     return len(trainees) > 1 and all(
-        type(t.model) is CNN and not t.draws and not t.learns_from_stages for t in trainees
+        type(t.model) is CNN and not t.draws and not t.on_stages for t in trainees
     )
 
 
@@ -46,13 +46,13 @@ class FusedStep:
         for trainee, row in zip(trainees, self.sums, strict=True):
             trainee.sums = row
         self.alpha = self._column(t.cell.alpha for t in trainees)
-        self.weight = self._column(t.soft_weight for t in trainees)
+        self.weight = self._column(t.soft_weight(t.epoch) for t in trainees)
         self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
         # Which cells have a soft loss, and which: method -> their places in the stack.
         places: dict[Method, list[int]] = {}
         for place, trainee in enumerate(trainees):
-            if trainee.method:
-                places.setdefault(trainee.method, []).append(place)
+            if trainee.on_logits:
+                places.setdefault(trainee.on_logits, []).append(place)
         self.methods = {m: torch.tensor(p, device=self.lr.device) for m, p in places.items()}
         self.compiled: Losses | None = None
         self.compiled_size = 0
@@ -83,10 +83,11 @@ class FusedStep:
         return found
 
     def anneal(self, epoch: int) -> None:
-        """Set the learning rates of an epoch, from 0."""
+        """Set the learning rates and soft losses' weights of an epoch, from 0."""
         for trainee in self.trainees:
             trainee.anneal(epoch)
         self.lr.copy_(self._column(t.lr_at(epoch) for t in self.trainees))
+        self.weight.copy_(self._column(t.soft_weight(epoch) for t in self.trainees))
 
     def logits(self, x: Tensor) -> Tensor:
         """Images [B, 3, S, S] to every student's logits [C, B, K]; CNN.forward, stacked.

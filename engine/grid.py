@@ -51,7 +51,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
     complaints, keeper = [], Keeper(args.save_seconds)
     sheet = None
-    if any(cell.family == "response" for cell in pending) and args.teacher_cache != "off":
+    if any("response" in cell.families for cell in pending) and args.teacher_cache != "off":
         auto = args.teacher_cache == "auto"
         folder = teacher.folder if auto else Path(args.teacher_cache)
         most = AUTO_BYTES if auto else math.inf

@@ -12,7 +12,10 @@ earliest position of all, and a cell that is ahead waits for the others.
 
 import math
 
+from torch import nn
+
 from engine import measure
+from engine.balance import balance
 from engine.cells import Cell, label
 from engine.parallel import share
 from engine.progress import Progress
@@ -41,6 +44,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     with state.claimed():
         introduce(trainees, run)
         state.restore()
+        balance(trainees, run)
         steps = Steps(trainees, run)
         for trainee in trainees:
             trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
@@ -90,12 +94,20 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
             draws(cell.model, cell.width, len(run.data.classes), settings.image_size, images=1)
         except UserError as error:  # a batch norm that sees one number a channel
             raise UserError(f"{error} (an epoch ends with 1 image: --last-batch drop)") from None
-    learners = [t for t in trainees if t.learns_from_stages]
+    learners = [t for t in trainees if t.on_stages]
     if learners:
         pixels = plain(run.data.test, slice(0, 2))
         _, taught = run.teacher(pixels, stages=True)
         for trainee in learners:
-            trainee.meet(normalise(pixels, run.data.mean, run.data.std), taught)
+            x = normalise(pixels, run.data.mean, run.data.std)
+            trainee.meet(x, taught, run.data.train.labels)
+            modules = trainee.regressor.modules() if trainee.regressor else ()
+            norms = any(isinstance(m, nn.BatchNorm2d) for m in modules)
+            if norms and rest == 1 and settings.last_batch != "drop":
+                raise UserError(
+                    f"what {trainee.cell.method} trains along has batch norms, and an epoch ends "
+                    "with 1 image: --last-batch drop"
+                )
 
 
 def measure_untrained(trainees: list[Trainee], steps: Steps, run: Run) -> None:

@@ -283,9 +283,10 @@ def claim(folder: Path) -> filelock.FileLock:
 def code_checksum() -> int:
     """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
     engine = ("cells", "loop", "steps", "trainee", "optimise", "teacher", "sheet")
-    engine += ("fused", "graph")
+    engine += ("fused", "graph", "balance")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
-    others = ("losses.py", "stage_losses.py", "utils.py", "images/views.py")
+    others = ("losses.py", "stage_losses.py", "feature_losses.py", "contrast_loss.py")
+    others += ("utils.py", "images/views.py")
     files += [ROOT / name for name in others]
     files += sorted((ROOT / "models").glob("*.py"))
     return checksum(files)

@@ -51,6 +51,7 @@ LATER = (
     + ["test_data", "teacher_acc", "student_layers", "teacher_layers", "weights", "code"]
 )
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]
+LATER += ["auto_beta", "soft_warmup"]
 COLUMNS = FIRST + LATER
 # What may look like a number and is none: a commit, or a lone milestone.
 TEXT = ["torch", "commit", "teacher_sha", "weights", "code"]
@@ -128,6 +129,7 @@ def cell_columns(trainee: Trainee) -> dict:
     teaches = columns.pop("teaches")
     taught = trainee.cell.taught
     role = "teacher" if teaches else "distill" if taught else "student"
+    columns["beta"] = trainee.beta
     columns |= {"run_id": trainee.run_id, "role": role, "params": parameter_count(trainee.model)}
     columns["code"] = code_of(trainee.cell.model)
     return columns | ({"alpha": None} if teaches else {})
@@ -171,6 +173,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
     With `progress` and `basis` a longer run goes on from it (`Unfinished.shorter_run`).
     """
     data, cell = run.data, trainee.cell
+    progress = on_cpu({k: v for k, v in trainee.state().items() if k != "model"})
     return {
         "run_id": trainee.run_id,
         "model": cell.model,
@@ -185,8 +188,8 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "settings": asdict(run.settings),
         "cell": asdict(cell),
         "state": on_cpu(trainee.model.state_dict()),
-        "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
-        "progress": on_cpu({k: v for k, v in trainee.state().items() if k != "model"}),
+        "regressor": progress["regressor"],  # the very tensors: a file has them once
+        "progress": progress,
         "basis": basis,
     }
 

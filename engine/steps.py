@@ -88,7 +88,7 @@ class Steps:
         self.trainees, self.run = trainees, run
         self.images, self.size = run.data.train, run.settings.batch_size
         self.count = steps_in(len(self.images), run.settings)
-        self.taught_stages = any(t.learns_from_stages for t in trainees)
+        self.taught_stages = any(t.on_stages for t in trainees)
         self.epoch, self.views, self.logits = 0, None, None
         self.teams = teams(trainees, run.device, run.settings.amp)
         # A teacher's activations are too large to keep a copy of. And a step that draws random
@@ -167,7 +167,7 @@ class Steps:
         if self.taught_stages:
             _, stages = run.teacher(pixels, stages=True)
         x = normalise(pixels, run.data.mean, run.data.std)
-        return Batch(x, self.images.labels[views.index], logits, stages, weight)
+        return Batch(x, self.images.labels[views.index], logits, stages, weight, views.index)
 
     def predictor(self, chosen: list[Trainee]) -> measure.Predict:
         """What some of the trainees say of images, in the order that they have in the pass."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from contrast_loss import Moment
 from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
-from losses import METHODS, hard_loss
+from losses import ON_LOGITS, ON_STAGES, Method, hard_loss, parts
 from models import (
     Stages,
     at_least_float32,
@@ -21,7 +22,6 @@ from models import (
     on_device,
     widest,
 )
-from stage_losses import hint_pair
 from utils import Curves, UserError, stream
 
 
@@ -34,6 +34,7 @@ class Batch:
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
     weight: float = 1.0  # of its loss, for a small last batch
+    index: Tensor | None = None  # int64 [B], which training images they are
 
 
 def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_size) -> nn.Module:
@@ -78,8 +79,11 @@ class Trainee:
         self.run_id = run_id(cell, settings)
         self.amp = settings.amp
         self.draws = draws(cell.model, cell.width, classes, settings.image_size)
-        self.method = METHODS[cell.method] if cell.method != "none" else None
+        methods = parts(cell.method)
+        self.on_logits: Method | None = next((m for m in methods if m.family in ON_LOGITS), None)
+        self.on_stages: Method | None = next((m for m in methods if m.family in ON_STAGES), None)
         self.model = on_device(initial_model(cell, classes, settings.image_size), device)
+        self.beta = cell.beta  # with --beta auto, what the first batch says
         self.regressor: nn.Module | None = None
         self.stages: Stages | None = None  # of a method on activations, once it has met them
         # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
@@ -96,20 +100,26 @@ class Trainee:
         self.curves: Curves | None = None  # where its records are shown, if by this rank
         self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
 
+    def soft_weight(self, epoch: int) -> float:
+        """What the soft loss is multiplied by in an epoch, from 0, beside alpha.
+
+        Two methods' weights are in it already.
+        """
+        warm = min(1.0, (epoch + 1) / self.cell.soft_warmup) if self.cell.soft_warmup else 1.0
+        if self.on_logits and self.on_stages:
+            return warm
+        beta = self.beta if self.beta is not None else 1.0
+        return beta * self.t_squared * warm
+
     @property
-    def soft_weight(self) -> float:
-        """What the soft loss is multiplied by, beside alpha."""
-        beta = self.cell.beta if self.cell.beta is not None else 1.0
+    def t_squared(self) -> float:
+        """T^2 with --scale-t2, or else 1."""
         temperature = self.cell.temperature
-        return beta * (temperature * temperature if self.cell.scale_t2 else 1.0)
+        return temperature * temperature if self.cell.scale_t2 else 1.0
 
     @property
     def learns_from_logits(self) -> bool:
-        return self.cell.family == "response"
-
-    @property
-    def learns_from_stages(self) -> bool:
-        return self.cell.family in ("feature", "relation")
+        return "response" in self.cell.families
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0."""
@@ -136,30 +146,43 @@ class Trainee:
         return [*weights, *(value for value in kept if isinstance(value, Tensor)), self.sums]
 
     @torch.no_grad()
-    def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:
+    def meet(self, x: Tensor, taught: dict[str, Tensor], labels: Tensor) -> None:
         """Before the first step of a method on activations: images x and the teacher's stages.
 
-        Builds the module that the method trains along with the student, where it has one. Raises
-        UserError where the two networks lack the layers that the method compares.
+        Builds the module that the method trains along with the student, where it has one; `labels`
+        [N] are those of the training images. Raises UserError where the two networks lack the
+        layers that the method compares.
         """
         layers = self.cell.student_layers.split()
         self.stages = find(self.model, x, layers, self.cell.model)
         with self.stages.watch() as own:
             self.model.eval()(x)
-        if self.method.regressor:
-            student, teacher = hint_pair(own, taught)
-            channels = own[student].shape[1], taught[teacher].shape[1]
+        if self.on_stages.regressor:
             with first_weights(self.cell.seed, "the regressor"):
-                regressor = self.method.regressor(*channels, bool((taught[teacher] < 0).any()))
-            self.regressor = regressor.to(x.device, memory_format=torch.channels_last)
+                regressor = self.on_stages.regressor(own, taught, labels)
+            self.regressor = regressor.to(x.device, memory_format=torch.channels_last).eval()
             self.optimiser.add_param_group({"params": self.regressor.parameters()})
-        self.method.loss(own, taught, self.regressor)
+        self.compare(own, taught, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+
+    def compare(self, own: dict[str, Tensor], taught: dict[str, Tensor], index: Tensor) -> Tensor:
+        """The term of its method on activations, for the training images `index` [B]."""
+        moment = Moment(index, self.cell.seed, self.epoch, self.step)
+        more = [moment] if self.on_stages.moment else []
+        return self.on_stages.loss(own, taught, self.regressor, *more)
+
+    def soft(self, terms: list[Tensor]) -> Tensor:
+        """The terms of its method or two methods as one soft loss."""
+        if len(terms) == 1:
+            return terms[0]
+        first = self.on_logits.beta if self.on_logits.beta is not None else 1.0
+        return first * self.t_squared * terms[0] + self.beta * terms[1]
 
     def state(self) -> dict:
         """All that training goes on from. Random numbers come from seed and epoch: none here."""
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "beta": self.beta,
             "model": self.model.state_dict(),
             "regressor": self.regressor.state_dict() if self.regressor else None,
             "optimiser": self.optimiser.state_dict(),
@@ -171,7 +194,7 @@ class Trainee:
 
     def load(self, state: dict) -> None:
         """Take up a saved state."""
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.beta = state["epoch"], state["step"], state["beta"]
         self.model.load_state_dict(state["model"])
         if self.regressor is not None:
             self.regressor.load_state_dict(state["regressor"])
@@ -189,24 +212,9 @@ class Trainee:
 
 def student_step(trainee: Trainee, batch: Batch) -> None:
     """One step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
-    trainee.model.train()
-    if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
-        purpose = f"dropout in step {trainee.step}"
-        torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
-    watched = trainee.stages.watch() if trainee.stages else nullcontext()
-    with autocast(trainee.model, batch.x.device, trainee.amp), watched as stages:
-        logits = trainee.model(batch.x)
-    logits = at_least_float32(logits)
-    hard = hard_loss(logits, batch.labels)
-    if trainee.stages:
-        stages = {name: at_least_float32(stage) for name, stage in stages.items()}
-        soft = trainee.method.loss(stages, batch.stages, trainee.regressor)
-    elif trainee.method:
-        temperature = trainee.cell.temperature
-        soft = trainee.method.loss(logits, batch.logits, batch.labels, temperature)
-    else:
-        soft = torch.zeros_like(hard)
-    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight)
+    logits, hard, terms = terms_of(trainee, batch)
+    soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
+    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight(trainee.epoch))
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
     if trainee.settings.clip:
@@ -216,6 +224,28 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
         correct = (logits.argmax(1) == batch.labels).to(trainee.sums.dtype).mean()
         means = torch.stack([loss, hard, soft, correct, torch.ones_like(correct)])
         trainee.sums += means.to(trainee.sums.dtype) * len(batch.labels)
+
+
+def terms_of(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The student's logits [B, K], the hard loss, and the terms of its methods."""
+    trainee.model.train()
+    if trainee.regressor:
+        trainee.regressor.train()
+    if trainee.draws:  # all cells of a seed drop the same, in any company and after any kill
+        purpose = f"dropout in step {trainee.step}"
+        torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
+    watched = trainee.stages.watch() if trainee.stages else nullcontext()
+    with autocast(trainee.model, batch.x.device, trainee.amp), watched as stages:
+        logits = trainee.model(batch.x)
+    logits = at_least_float32(logits)
+    hard, terms = hard_loss(logits, batch.labels), []
+    if trainee.on_logits:
+        temperature = trainee.cell.temperature
+        terms.append(trainee.on_logits.loss(logits, batch.logits, batch.labels, temperature))
+    if trainee.on_stages:
+        stages = {name: at_least_float32(stage) for name, stage in stages.items()}
+        terms.append(trainee.compare(stages, batch.stages, batch.index))
+    return logits, hard, terms
 
 
 def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:

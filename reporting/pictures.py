@@ -90,8 +90,8 @@ def reach(results: Results, grid: Grid) -> float:
 
     Three medians and every gain above 0 are inside, in all grids of the student and method.
     """
-    tests, method = results.tests, re.match(r"\w+", grid[1])[0]
-    alike = (tests.student == grid[0]) & tests.variant.str.match(rf"{method}\b")
+    tests, method = results.tests, re.match(r"[\w+]+", grid[1])[0]
+    alike = (tests.student == grid[0]) & (tests.variant.str.extract(r"([\w+]+)")[0] == method)
     known = 100 * tests.difference[alike & (tests.against == ALONE)].astype(float).dropna()
     return max(min(known.abs().max(), max(3 * known.abs().median(), known.max())), 0.01)
 

@@ -24,7 +24,7 @@ NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
     *("val_acc", "best_val_acc", "best_val_epoch", "agreement", "teacher_kl", "ece"),
-    *("teacher_acc", *IMAGES),
+    *("teacher_acc", "soft_warmup", *IMAGES),
     *(name for name in PROTOCOL if name not in TEXT),
 )
 CIFAR10_TRAIN = 50000  # images; what the protocol's train_size 0, "all", is in a row
@@ -91,14 +91,16 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     for name in TEXT:
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     rows["method"] = rows.method.replace("", "none")
-    rows["scale_t2"] = rows.scale_t2.astype(str).str.lower().isin(["true", "1", "1.0"])
+    for name in ("scale_t2", "auto_beta"):
+        rows[name] = rows[name].astype(str).str.lower().isin(["true", "1", "1.0"])
     check(rows)
     rows["seed"] = rows.seed.astype(int)
     # A blank is of a version that did not say: the one that is known of the same training images.
     known = rows.groupby("data", dropna=False).test_data.transform("first")
     rows["test_data"] = rows.test_data.fillna(known)
     rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # mean nothing there
-    rows = rows.fillna({"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0})
+    blanks = {"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0, "soft_warmup": 0.0}
+    rows = rows.fillna(blanks)
     rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
     rows["curve"] = [curve(row.test_curve, row.run_id) for row in rows.itertuples()]
     # A best epoch of ten measured is lower than one of a hundred (--eval-every).
@@ -204,7 +206,11 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     taught = rows.method != "none"
     kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
     kind = kind.where(taught | (rows.alpha == 0), CONTROL)
+    # One that the first batch says is another number for each seed.
+    rows = rows.assign(beta=rows.beta.where(~rows.auto_beta))
     own = pd.Series([f", β {b:g}" if b == b else "" for b in rows.beta], rows.index)
+    own += np.where(rows.auto_beta, ", β auto", "")
+    own += [f", warm-up {epochs:g}" if epochs else "" for epochs in rows.soft_warmup]
     for who in ("student", "teacher"):
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")

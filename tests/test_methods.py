@@ -19,10 +19,12 @@ from method_inputs import (
     on_stages,
     random_logits,
     random_stages,
+    stage_loss,
     with_gradient,
 )
 from torchdistill.losses import mid_level as peer
 
+from contrast_loss import Moment
 from losses import METHODS, hard_loss
 
 
@@ -99,7 +101,64 @@ def peer_cc(student, teacher, regressor):
     return norm**2 / len(s) ** 2
 
 
+MET = {"stage1": "stage2", "stage2": "stage3"}
+
+
+def outputs(stages):
+    return {name: {"output": x} for name, x in stages.items()}
+
+
+def pairs_of(weights):
+    return {
+        mine: {
+            "student": {"path": mine, "io": "output"},
+            "teacher": {"path": theirs, "io": "output"},
+            "weight": weight,
+        }
+        for (mine, theirs), weight in zip(MET.items(), weights, strict=True)
+    }
+
+
+def peer_ab(student, teacher, connectors):
+    s = {name: c(student[name]) for name, c in zip(MET, connectors, strict=True)}
+    loss = peer.AltActTransferLoss(pairs_of([0.5, 1.0]), margin=1.0, reduction="mean")
+    return loss(outputs(s), outputs(teacher))
+
+
+def peer_vid(student, teacher, guesses):
+    s = {name: guess(student[name]) for name, guess in zip(MET, guesses, strict=True)}
+    return peer.VIDLoss(pairs_of([1.0, 1.0]))(outputs(s), outputs(teacher))
+
+
+def peer_ft(student, teacher, factors):
+    s = factors.translate(student["stage2"])
+    t = factors.paraphrase(teacher["stage3"])
+    return peer.FTLoss()(outputs({"translator": s}), outputs({"paraphraser": t}))
+
+
+def peer_reviewkd(student, teacher, fusions):
+    """ABF in the shape of its equation, HCL torchdistill's."""
+    total, left = 0.0, None
+    loss = peer.HierarchicalContextLoss("m", "output", "m", "output")
+    pooled = student["pooled"][..., None, None], teacher["pooled"][..., None, None]
+    pairs = [pooled, *((student[s], teacher[t]) for s, t in reversed(MET.items()))]
+    for (s, t), fusion in zip(pairs, fusions, strict=True):
+        x = fusion.enter(s)
+        if left is not None:
+            side = x.shape[2] // left.shape[2]
+            y = left.repeat_interleave(side, 2).repeat_interleave(side, 3)
+            a, b = fusion.attention(torch.cat([x, y], 1)).sigmoid().unbind(1)
+            x = torch.einsum("bchw,bhw->bchw", x, a) + torch.einsum("bchw,bhw->bchw", y, b)
+        left = x
+        total = total + loss({"m": {"output": (fusion.leave(x), None)}}, io(t))
+    return total
+
+
 PEERS = {
+    "ab": peer_ab,
+    "ft": peer_ft,
+    "reviewkd": peer_reviewkd,
+    "vid": peer_vid,
     "kd": peer_kd,
     "dist": peer_dist,
     "ls": peer_ls,
@@ -126,7 +185,7 @@ def compare_logits(name, s, t, labels, temperature, tolerance):
 def compare_stages(name, student, teacher, tolerance):
     """Value and gradients of ours and of torchdistill's."""
     regressor = make_regressor(name, student, teacher)
-    ours = on_stages(lambda s, t: METHODS[name].loss(s, t, regressor), student, teacher)
+    ours = on_stages(lambda s, t: stage_loss(name, s, t, regressor), student, teacher)
     theirs = on_stages(lambda s, t: PEERS[name](s, t, regressor), student, teacher)
     assert_equal(ours, theirs, tolerance)
 
@@ -258,7 +317,59 @@ def paper_cc(student, teacher):
     return sum((kernel(s[i], s[j]) - kernel(t[i], t[j])) ** 2 for i, j in entries) / len(s) ** 2
 
 
+def paper_nst(student, teacher):
+    total = 0.0
+    for mine, theirs in (("stage1", "stage2"), ("stage2", "stage3")):
+        for s, t in zip(student[mine], teacher[theirs], strict=True):
+            s, t = ([c.ravel() / math.sqrt((c * c).sum()) for c in x] for x in (s, t))
+            for sign, one, other in ((1, t, t), (1, s, s), (-2, t, s)):
+                kernel = [float(a @ b) ** 2 for a in one for b in other]
+                total += sign * np.mean(kernel) / len(student[mine])
+    return total
+
+
+def paper_crd(student, teacher, bank):
+    """Each image's negatives in turn: those of other classes."""
+    bank = {name: x.double().numpy() for name, x in {**bank.state_dict(), **draw_of(bank)}.items()}
+    labels, total = bank["labels"], 0.0
+    for side, other in (("student", "teacher"), ("teacher", "student")):
+        features, rows = {"student": student, "teacher": teacher}[side]["pooled"], f"of_{other}"
+        z = math.exp(bank["level"][int(side == "teacher")]) * 50
+        for i, x in enumerate(features):
+            x = bank[f"{side}.weight"] @ x + bank[f"{side}.bias"]
+            p = np.exp(bank[rows] @ x / math.sqrt(x @ x) / 0.07) / z
+            times = bank["drawn"] * (labels != labels[2 * i])
+            noise = times.sum() / 50
+            terms = [times[j] * math.log(1 - p[j] / (p[j] + noise)) for j in range(50)]
+            total -= math.log(p[2 * i] / (p[2 * i] + noise)) + sum(terms)
+    return total / len(student["pooled"])
+
+
+def draw_of(bank):
+    """How often each of 50 images is drawn in the step that method_inputs.stage_loss has."""
+    chosen = bank.negatives(Moment(torch.arange(2), 1, 1, 2))
+    return {"drawn": chosen.bincount(minlength=50), "labels": bank.labels}
+
+
+def paper_fsp(student, teacher, widths):
+    """G_s and G_t entry by entry, the larger map's largest of each 2x2."""
+    maps = []
+    for x, widen in zip((student["stage1"], student["stage2"]), widths, strict=True):
+        weights = [w.detach().double().numpy()[:, :, 0, 0] for w in widen.parameters()]
+        kernel = weights[0] if weights else np.eye(x.shape[1])
+        maps.append(np.einsum("oc,bchw->bohw", kernel, x))
+    flows = []
+    for first, second in (maps, (teacher["stage2"], teacher["stage3"])):
+        blocks = [first[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        top = np.maximum.reduce(blocks)
+        flows.append(np.einsum("bchw,bdhw->bcd", top, second) / 4)
+    return np.mean((flows[0] - flows[1]) ** 2)
+
+
 PAPERS = {
+    "fsp": paper_fsp,
+    "nst": paper_nst,
+    "crd": paper_crd,
     "dkd": paper_dkd,
     "dist": paper_dist,
     "ls": paper_ls,
@@ -311,17 +422,18 @@ def test_stages_equal_paper(name):
         student, teacher = random_stages(seed)
         regressor = make_regressor(name, student, teacher)
         value, *gradients = on_stages(
-            lambda s, t: METHODS[name].loss(s, t, regressor),  # noqa: B023
+            lambda s, t: stage_loss(name, s, t, regressor),  # noqa: B023
             student,
             teacher,
         )
         s, t = ({k: x.double().numpy() for k, x in side.items()} for side in (student, teacher))
-        assert value.item() == pytest.approx(PAPERS[name](s, t), rel=1e-6, abs=1e-6)
+        more = [regressor] if regressor is not None else []
+        assert value.item() == pytest.approx(PAPERS[name](s, t, *more), rel=1e-6, abs=1e-6)
         rng = np.random.default_rng(seed)
         direction = {k: rng.standard_normal(x.shape) for k, x in s.items()}
 
-        def paper(amount, s=s, t=t, direction=direction):
-            return PAPERS[name]({k: x + amount * direction[k] for k, x in s.items()}, t)
+        def paper(amount, s=s, t=t, direction=direction, more=more):
+            return PAPERS[name]({k: x + amount * direction[k] for k, x in s.items()}, t, *more)
 
         along = sum(
             (g.double().numpy() * d).sum()
@@ -339,5 +451,5 @@ def test_gradient_in_float64(name):
         student, teacher = random_stages(3, torch.float64, batch=3)
         regressor = make_regressor(name, student, teacher)
         names, inputs = list(student), list(student.values())
-        loss = lambda *xs: METHODS[name].loss(dict(zip(names, xs, strict=True)), teacher, regressor)  # noqa: E731
+        loss = lambda *xs: stage_loss(name, dict(zip(names, xs, strict=True)), teacher, regressor)  # noqa: E731
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in inputs])

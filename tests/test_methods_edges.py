@@ -12,6 +12,7 @@ from method_inputs import (
     on_stages,
     random_logits,
     random_stages,
+    stage_loss,
     with_gradient,
 )
 
@@ -49,7 +50,7 @@ def test_stages_are_finite(name, hole, batch):
     for s, t in ((edited, teacher), (student, edit(teacher, HOLES[hole])), (edited, edited)):
         if regressor is not None and t is edited:
             continue  # the regressor was made for the teacher's channels
-        assert_finite(*on_stages(lambda s, t: METHODS[name].loss(s, t, regressor), s, t))
+        assert_finite(*on_stages(lambda s, t: stage_loss(name, s, t, regressor), s, t))
 
 
 @pytest.mark.parametrize("edge", ["constant student", "constant teacher", "equal rows", "all zero"])
@@ -80,10 +81,10 @@ def test_close_rows_have_the_gradients_of_float64(name):
     student, teacher = random_stages(1, batch=5)
     student = edit(student, HOLES["two close rows"])
     regressor = make_regressor(name, student, teacher)
-    _, *coarse = on_stages(lambda s, t: METHODS[name].loss(s, t, regressor), student, teacher)
+    _, *coarse = on_stages(lambda s, t: stage_loss(name, s, t, regressor), student, teacher)
     student, teacher = (edit(stages, lambda x: x.double()) for stages in (student, teacher))
     regressor = make_regressor(name, student, teacher)
-    _, *fine = on_stages(lambda s, t: METHODS[name].loss(s, t, regressor), student, teacher)
+    _, *fine = on_stages(lambda s, t: stage_loss(name, s, t, regressor), student, teacher)
     for one, other in zip(coarse, fine, strict=True):
         assert (one - other).abs().max() <= 1e-3 * other.abs().max()
 
@@ -137,8 +138,8 @@ def test_many_cells_at_once(name):
         regressor = make_regressor(name, cells[0], teacher)
         cells = [edit(cell, lambda x, i=i: x + i) for i, cell in enumerate(cells)]
         stacked = {k: torch.stack([cell[k] for cell in cells]) for k in cells[0]}
-        together = torch.vmap(lambda s: METHODS[name].loss(s, teacher, regressor))(stacked)
-        alone = [METHODS[name].loss(cell, teacher, regressor) for cell in cells]
+        together = torch.vmap(lambda s: stage_loss(name, s, teacher, regressor))(stacked)
+        alone = [stage_loss(name, cell, teacher, regressor) for cell in cells]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
 
 
@@ -159,7 +160,7 @@ def test_reaches_the_student(name, student_name):
     _, t = stages_of("resnet18", 6)
     t = {k: x.detach() for k, x in t.items()}
     regressor = make_regressor(name, s, t)
-    METHODS[name].loss(s, t, regressor).backward()
+    stage_loss(name, s, t, regressor).backward()
     gradient = student.get_parameter("conv1.weight" if student_name == "cnn" else "stem.0.weight")
     assert gradient.grad.abs().max() > 0
     if regressor is not None:
