@@ -49,17 +49,21 @@ def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_siz
 def draws(model: str, width: int, classes: int, image_size: int, images: int = 2) -> bool:
     """Whether a training step of the network draws random numbers, as dropout does.
 
-    Raises UserError where it cannot take such a step, as on so many `images`: no logits come out,
-    or there is nothing to train.
+    Raises UserError where it cannot take such a step, as on so many `images`, or cannot be measured
+    on another number of them: no logits come out, or there is nothing to train.
     """
-    x = torch.randn(images, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    size, first = (images + 1, 3, image_size, image_size), torch.Generator().manual_seed(0)
+    # A user's own file may have set another dtype as torch's default.
+    x = torch.randn(size, generator=first, dtype=torch.float32)
     with first_weights(0, model):
         network = build(model, width, classes, image_size)
         if not any(p.requires_grad for p in network.parameters()):
             raise UserError(f"{model} has no weights to train")
         before = torch.get_rng_state()
-        check_logits(network.train(), x, classes, model)
-        return not torch.equal(before, torch.get_rng_state())
+        check_logits(network.train(), x[:images], classes, model)
+        drawn = not torch.equal(before, torch.get_rng_state())
+        check_logits(network.eval(), x, classes, model)
+        return drawn
 
 
 @contextmanager

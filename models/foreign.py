@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from utils import UserError, brief, checksum
 
@@ -37,6 +38,10 @@ class Imported(NamedTuple):
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
             raise UserError(f"{self.name} returns a {kind}, and a torch.nn.Module is wanted")
+        if channels_first in model._forward_pre_hooks.values():
+            raise UserError(f"{self.name} returns the same module again, and every run trains one")
+        if any(map(is_lazy, model.parameters())):  # their first weights would come with a batch
+            raise UserError(f"{self.name} has lazy layers: name the sizes of their inputs")
         # Its `x.view(len(x), -1)` needs the channels first in memory.
         model.CHANNELS_LAST = False
         model.register_forward_pre_hook(channels_first)
@@ -158,6 +163,8 @@ def check_logits(model: nn.Module, x: Tensor, classes: int, name: str) -> None:
         )
     if not logits.is_floating_point() or not torch.isfinite(logits).all():
         raise UserError(f"{name} has logits that are not finite before it has learned anything")
+    if model.training and not logits.requires_grad:
+        raise UserError(f"{name} has logits that no gradient comes back from")
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
