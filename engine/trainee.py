@@ -135,9 +135,9 @@ class Trainee:
     def tensors(self) -> list[Tensor]:
         """All that a step changes, the very memory."""
         modules = [self.model, *([self.regressor] if self.regressor else [])]
-        weights = [tensor for module in modules for tensor in module.state_dict().values()]
-        kept = [value for own in self.optimiser.state.values() for value in own.values()]
-        return [*weights, *(value for value in kept if isinstance(value, Tensor)), self.sums]
+        kept = [value for module in modules for value in module.state_dict().values()]
+        kept += [value for own in self.optimiser.state.values() for value in own.values()]
+        return [*(value for value in kept if isinstance(value, Tensor)), self.sums]
 
     @torch.no_grad()
     def meet(self, x: Tensor, taught: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -86,7 +87,9 @@ def of_file(path: Path) -> ModuleType:
     """Import a file; what lies beside it can be imported by it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    look_also(path.resolve().parent)
+    folder = path.resolve().parent
+    if look_also(folder):
+        check_beside(folder)
     spec = importlib.util.spec_from_file_location(f"network of {path.resolve()}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass asks there for its module
@@ -103,10 +106,24 @@ def of_package(name: str) -> ModuleType:
     return module
 
 
-def look_also(folder: Path) -> None:
-    """Have Python find modules in a folder, behind all that it finds already."""
-    if str(folder) not in map(os.path.abspath, sys.path):
-        sys.path.append(str(folder))
+def look_also(folder: Path) -> bool:
+    """Have Python find modules in a folder, behind all that it finds already; whether it is new."""
+    new = str(folder) not in map(os.path.abspath, sys.path)
+    sys.path += [str(folder)] * new
+    return new
+
+
+def check_beside(folder: Path) -> None:
+    """Raise UserError where Python would take another network's module for one of this folder."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        taken = file and "." not in name and OTHERS.intersection(Path(file).parents[:2])
+        if taken and PathFinder.find_spec(name, [str(folder)]):
+            raise UserError(f"{file} is imported, so {name} of {folder} cannot be: rename one")
+    OTHERS.add(folder)
+
+
+OTHERS: set[Path] = set()  # folders of networks that were imported
 
 
 # ---------------------------------------------------------------- libraries
