@@ -43,6 +43,9 @@ cosine() { # T_max, then a script's flags: --t-max, unless they say --schedule s
 
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
 TEACHER=$(from_caller "${TEACHER:-}")
+FLAGS=$(files_from_caller "${FLAGS:-}")
+TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
+STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"

@@ -15,4 +15,11 @@ from_caller() { # a path: where the caller meant it to be, not below this reposi
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }
 
+files_from_caller() { # flags, of which those that name a network's file or weights are paths
+    for word in $1; do
+        case "$word" in -*) ;; *.py:* | *.pt | *.pth) word=$(from_caller "$word") ;; esac
+        printf '%s ' "$word"
+    done
+}
+
 case "${PYTHON:-}" in */*) PYTHON=$(from_caller "$PYTHON") ;; esac

@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     [width] = flags.widths_of(args.model, args.width and [args.width])
     own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
     if args.mean or args.std:
+        if args.normalization != parser.get_default("normalization"):
+            raise UserError("--normalization has no effect beside --mean and --std: leave it out")
         args.normalization = moments_text(args.mean, args.std)
     if args.weights:
         own["weights"], args.weights = read_weights(args.weights)

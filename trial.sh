@@ -36,6 +36,8 @@ done
 
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
 TEACHER=$(from_caller "${TEACHER:-}")
+FLAGS=$(files_from_caller "${FLAGS:-}")
+TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 300}" "${WIDTH:=8}"
     : "${WIDTHS=4 8}" "${SIZE:=300}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
@@ -87,7 +89,8 @@ place() { # images, width, then the sides and, where TEACHER is empty, their tea
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
     everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
-    found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt")
+    found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt" -o \
+        -name "*-teacher-s0*-val$VAL_SIZE-px*[0-9].pt")
     [ -n "$found" ] && [ "$(echo "$found" | wc -l)" = 1 ] || {
         echo "error: not one teacher of seed 0 in $OUT_DIR/checkpoints: name one as TEACHER" >&2
         exit 2

@@ -220,13 +220,17 @@ def what_is_wrong(content: object) -> str | None:
     for name, kind in CHECKPOINT.items():
         if not isinstance(content[name], kind):
             return f"its {name} is a {type(content[name]).__name__}"
-    seed, names = content["cell"].get("seed"), content.get("class_names", [])
+    seed, names = content["cell"].get("seed"), content.get("class_names") or []
+    size, classes = content.get("image_size", 32), content["classes"]
     moments = content["mean"], content["std"]
     for fine, what in (
         (SAFE_NAME.fullmatch(content["run_id"]), f"its run_id is {content['run_id'][:80]!r}"),
         (type(seed) is int and 0 <= seed <= LARGEST, "its cell has no seed"),
         (all(map(three_numbers, moments)), "its mean and std are not three numbers each"),
+        (0 not in content["std"], "its std has a 0"),
         (isinstance(names, list), "its class_names are no list"),
+        (type(classes) is int and 0 < classes < 2**20, f"its classes are {classes}"),
+        (type(size) is int and 0 < size <= 4096, f"its image_size is {str(size)[:80]}"),
     ):
         if not fine:
             return what

@@ -89,11 +89,14 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
     from an epoch's last batch.
     """
     settings, rest = run.settings, len(run.data.train) % run.settings.batch_size
-    for cell in {t.cell for t in trainees if rest == 1 and settings.last_batch != "drop"}:
+    lone = "every batch is of 1 image: --batch-size" if settings.batch_size == 1 else ""
+    if rest == 1 and settings.last_batch != "drop":
+        lone = "an epoch ends with 1 image: --last-batch drop"
+    for cell in {t.cell for t in trainees if lone}:
         try:
             draws(cell.model, cell.width, len(run.data.classes), settings.image_size, images=1)
         except UserError as error:  # a batch norm that sees one number a channel
-            raise UserError(f"{error} (an epoch ends with 1 image: --last-batch drop)") from None
+            raise UserError(f"{error} ({lone})") from None
     learners = [t for t in trainees if t.on_stages]
     if learners:
         pixels = plain(run.data.test, slice(0, 2))

@@ -53,8 +53,8 @@ LATER = (
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]
 LATER += ["auto_beta", "soft_warmup"]
 COLUMNS = FIRST + LATER
-# What may look like a number and is none: a commit, or a lone milestone.
-TEXT = ["torch", "commit", "teacher_sha", "weights", "code"]
+# What may look like a number and is none: a commit, a lone milestone, a layer of a Sequential.
+TEXT = ["torch", "commit", "teacher_sha", "weights", "code", "student_layers", "teacher_layers"]
 TEXT += [name for name, value in REFERENCE.items() if isinstance(value, str)]
 
 

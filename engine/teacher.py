@@ -121,7 +121,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     if is_own(name) and not own:
         raise UserError(
             f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "
-            "file imported: name it with --teacher-model FILE.py:Net (--model of export.py)"
+            "file imported: name it with --teacher-model FILE.py:Net (--model of export.py, predict.py)"
         )
     what = own.name if own else f"{name} of width {width}" if name in MODELS else name
     try:
@@ -137,7 +137,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
             f"{path} says it is a {name[:80]}, but its weights are of another architecture than "
             f"{what}: train it again (train_teacher.py --overwrite), or name its network"
         ) from None
-    if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
+    if not all(torch.isfinite(value).all() for value in (*model.parameters(), *model.buffers())):
         raise UserError(
             f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
         )

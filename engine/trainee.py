@@ -50,17 +50,21 @@ def initial_model(cell: Cell, classes: int, image_size: int = Settings.image_siz
 def draws(model: str, width: int, classes: int, image_size: int, images: int = 2) -> bool:
     """Whether a training step of the network draws random numbers, as dropout does.
 
-    Raises UserError where it cannot take such a step, as on so many `images`: no logits come out,
-    or there is nothing to train.
+    Raises UserError where it cannot take such a step, as on so many `images`, or cannot be measured
+    on another number of them: no logits come out, or there is nothing to train.
     """
-    x = torch.randn(images, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    size, first = (images + 1, 3, image_size, image_size), torch.Generator().manual_seed(0)
+    # A user's own file may have set another dtype as torch's default.
+    x = torch.randn(size, generator=first, dtype=torch.float32)
     with first_weights(0, model):
         network = build(model, width, classes, image_size)
         if not any(p.requires_grad for p in network.parameters()):
             raise UserError(f"{model} has no weights to train")
         before = torch.get_rng_state()
-        check_logits(network.train(), x, classes, model)
-        return not torch.equal(before, torch.get_rng_state())
+        check_logits(network.train(), x[:images], classes, model)
+        drawn = not torch.equal(before, torch.get_rng_state())
+        check_logits(network.eval(), x, classes, model)
+        return drawn
 
 
 @contextmanager
@@ -141,9 +145,9 @@ class Trainee:
     def tensors(self) -> list[Tensor]:
         """All that a step changes, the very memory."""
         modules = [self.model, *([self.regressor] if self.regressor else [])]
-        weights = [tensor for module in modules for tensor in module.state_dict().values()]
-        kept = [value for own in self.optimiser.state.values() for value in own.values()]
-        return [*weights, *(value for value in kept if isinstance(value, Tensor)), self.sums]
+        kept = [value for module in modules for value in module.state_dict().values()]
+        kept += [value for own in self.optimiser.state.values() for value in own.values()]
+        return [*(value for value in kept if isinstance(value, Tensor)), self.sums]
 
     @torch.no_grad()
     def meet(self, x: Tensor, taught: dict[str, Tensor], labels: Tensor) -> None:

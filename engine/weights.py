@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.cells import Cell, Settings
 from models import build
+from models.foreign import guarded
 from utils import UserError, brief, note
 
 State = dict[str, Tensor]
@@ -19,7 +20,8 @@ def read_weights(path: Path) -> tuple[str, State]:
     """The first 12 hex digits of a file's SHA-256, and its weights by name.
 
     A state_dict, or one under state_dict, model, net or (as in this project's checkpoints) state;
-    `module.`, which data-parallel training puts before every name, is left out. Raises UserError.
+    `module.` and `_orig_mod.`, which data-parallel training and torch.compile put before every name,
+    are left out. Raises UserError.
     """
     try:
         raw = path.read_bytes()
@@ -37,8 +39,9 @@ def read_weights(path: Path) -> tuple[str, State]:
         raise UserError(
             f"--weights {path} has no state_dict, neither as a whole nor under {', '.join(NESTED)}"
         )
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): value for name, value in found.items()}
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
     return hashlib.sha256(raw).hexdigest()[:12], found
 
 
@@ -61,12 +64,13 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     """
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    missing = {name for name in missing if not name.endswith("num_batches_tracked")}  # of 2018 on
     if missing or unknown:
         raise UserError(
             f"--weights are not of {cell.model}: they lack {first(n for n in own if n in missing)}"
             f" and have {first(n for n in weights if n in unknown)} besides"
         )
-    other = [name for name in own if own[name].shape != weights[name].shape]
+    other = [name for name in weights if own[name].shape != weights[name].shape]
     if other and all(of_classes(own[n], weights[n], classes) for n in other):
         apart = f"{len(weights[other[0]])} classes apart and the data have {classes}"
         if not settings.epochs:
@@ -77,7 +81,9 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     if other:
         theirs, ours = (list(state[other[0]].shape) for state in (weights, own))
         raise UserError(f"--weights are not of {cell.model}: {other[0]} is {theirs}, not {ours}")
-    if not all(torch.isfinite(value).all() for value in weights.values()):
+    with guarded("--weights"):  # tensors may be sparse, without content, of no type for arithmetic
+        finite = all(torch.isfinite(value.float()).all() for value in weights.values())
+    if not finite:
         raise UserError("--weights has some that are not finite")
     return weights
 

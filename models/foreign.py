@@ -11,12 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from utils import UserError, brief, checksum
 
@@ -37,6 +39,10 @@ class Imported(NamedTuple):
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
             raise UserError(f"{self.name} returns a {kind}, and a torch.nn.Module is wanted")
+        if channels_first in model._forward_pre_hooks.values():
+            raise UserError(f"{self.name} returns the same module again, and every run trains one")
+        if any(map(is_lazy, model.parameters())):  # their first weights would come with a batch
+            raise UserError(f"{self.name} has lazy layers: name the sizes of their inputs")
         # Its `x.view(len(x), -1)` needs the channels first in memory.
         model.CHANNELS_LAST = False
         model.register_forward_pre_hook(channels_first)
@@ -81,7 +87,9 @@ def of_file(path: Path) -> ModuleType:
     """Import a file; what lies beside it can be imported by it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    look_also(path.resolve().parent)
+    folder = path.resolve().parent
+    if look_also(folder):
+        check_beside(folder)
     spec = importlib.util.spec_from_file_location(f"network of {path.resolve()}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass asks there for its module
@@ -98,10 +106,24 @@ def of_package(name: str) -> ModuleType:
     return module
 
 
-def look_also(folder: Path) -> None:
-    """Have Python find modules in a folder, behind all that it finds already."""
-    if str(folder) not in map(os.path.abspath, sys.path):
-        sys.path.append(str(folder))
+def look_also(folder: Path) -> bool:
+    """Have Python find modules in a folder, behind all that it finds already; whether it is new."""
+    new = str(folder) not in map(os.path.abspath, sys.path)
+    sys.path += [str(folder)] * new
+    return new
+
+
+def check_beside(folder: Path) -> None:
+    """Raise UserError where Python would take another network's module for one of this folder."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        taken = file and "." not in name and OTHERS.intersection(Path(file).parents[:2])
+        if taken and PathFinder.find_spec(name, [str(folder)]):
+            raise UserError(f"{file} is imported, so {name} of {folder} cannot be: rename one")
+    OTHERS.add(folder)
+
+
+OTHERS: set[Path] = set()  # folders of networks that were imported
 
 
 # ---------------------------------------------------------------- libraries
@@ -158,6 +180,8 @@ def check_logits(model: nn.Module, x: Tensor, classes: int, name: str) -> None:
         )
     if not logits.is_floating_point() or not torch.isfinite(logits).all():
         raise UserError(f"{name} has logits that are not finite before it has learned anything")
+    if model.training and not logits.requires_grad:
+        raise UserError(f"{name} has logits that no gradient comes back from")
 
 
 def close_to(name: str, known: Iterable[str]) -> str:

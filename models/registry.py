@@ -81,4 +81,5 @@ def default_width(name: str) -> int:
 
 def file_name(name: str) -> str:
     """The name as part of a run id: torchvision-resnet18, net-Net."""
-    return re.sub(r"\.py:|[^\w.+-]", "-", name, flags=re.ASCII).lstrip(".")
+    named = re.sub(r"\.py:|[^\w.+-]", "-", name, flags=re.ASCII).lstrip(".")
+    return re.sub("-teacher$", "-teacher_", named)  # net.py:teacher; without it, run ids say that

@@ -18,7 +18,7 @@ from utils import UserError
 PROTOCOL = tuple(SETTINGS)
 IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
 TEXT = ("run_id", "role", "model", "teacher", "method", "device")
-TEXT += ("student_layers", "teacher_layers")
+TEXT += ("student_layers", "teacher_layers", "weights")
 TEXT += tuple(name for name in PROTOCOL if isinstance(REFERENCE[name], str))
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
@@ -177,8 +177,9 @@ def protocol(
 ) -> Protocol:
     """The rows of one protocol, each run once."""
     same = (teachers[list(settings)].fillna(0) == pd.Series(settings).fillna(0)).all(axis=1)
-    # A teacher trained with these very settings is that model alone, too; a run of it goes first.
-    twins = teachers[same & teachers.student.isin(rows.student)]
+    # A teacher trained with these very settings, from no other weights, is that model alone, too; a
+    # run of it goes first.
+    twins = teachers[same & teachers.student.isin(rows.student) & (teachers.weights == "")]
     everyone = with_variants(pd.concat([rows, twins]))
     own = "val" if rows.val_epoch_test_acc.notna().any() else "best"
     metric = asked or ("last" if is_annealed(settings) else own)
