@@ -38,7 +38,7 @@ from engine.grid import bfloat16_is_faster, grouped
 from engine.parallel import Ranks, keep_freed_memory, prepare
 from engine.resume import Run
 from engine.rows import machine
-from engine.sheet import Sheet, ask, epoch_logits
+from engine.sheet import Sheet, epoch_logits, view_logits
 from engine.steps import Steps
 from engine.teacher import CHUNK, Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
@@ -171,7 +171,7 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
         def ask_and_keep(i: int) -> None:
             start = i * chunk % max(images - chunk, 1)
             own = views[start : start + chunk]
-            sheet.write(own.numbers(data.train).cpu(), ask(teacher, data.train, own))
+            sheet.write(own.numbers(data.train).cpu(), view_logits(teacher, data.train, own))
 
         wait()
         asks = timed(ask_and_keep, job.repeats, device, 1)
