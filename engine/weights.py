@@ -1,4 +1,4 @@
-"""A teacher's first weights from a file of somebody else's, and its normalisation."""
+"""A teacher's weights from elsewhere (--weights), and its normalisation."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ NESTED = ("state_dict", "model", "net", "state")
 
 
 def is_state(content: object) -> bool:
-    """Whether it is tensors by name."""
+    """Whether it is a state_dict: tensors by name."""
     return (
         isinstance(content, dict)
         and bool(content)
@@ -55,9 +55,9 @@ def is_state(content: object) -> bool:
 
 
 def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> State:
-    """The weights, where they are those of the cell's network. Raises UserError.
+    """The weights, checked against the cell's network. Raises UserError.
 
-    Where they tell other classes apart and are to be trained, those of the last layer are left out.
+    Where they are of other classes and are to be trained, those of the last layer are left out.
     """
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
@@ -83,7 +83,7 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
 
 
 def of_classes(own: Tensor, other: Tensor, classes: int) -> bool:
-    """Whether two tensors differ in nothing but the classes, which come first."""
+    """Whether two shapes differ only in the first dimension, the classes."""
     return own.shape[1:] == other.shape[1:] and own.dim() > 0 and len(own) == classes
 
 
