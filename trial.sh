@@ -12,10 +12,10 @@
 #   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
 #   METHODS           further sides, as "sp at"
 #   TEACHER           a checkpoint; unset: one is trained on all images but those held out
-#   SAME_TEACHER      sizes at which kd also gets a teacher trained on the very same images
+#   SAME_TEACHER      sizes at which kd also gets a teacher trained on the student's own images
 #   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
 #   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
-# A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+# A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 caller=$PWD
@@ -51,7 +51,7 @@ NEEDS=requirements.txt
 . ./setup.sh
 . ./ranks.sh
 
-everyone() { # processes, a script and its flags, after those that all scripts have
+everyone() { # processes, a script and its flags, after those common to all scripts
     ranks=$1 script=$2
     shift 2
     spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
@@ -69,8 +69,8 @@ done
 
 fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
 
-# What goes wrong at one place is no reason to leave the others undone; the report names them.
-attempt() { # a command; says by its status whether it went well
+# A failure at one place does not stop the others; the report names unfinished ones.
+attempt() { # a command; its status is that of the command, and $failed keeps earlier failures
     before=$failed failed=0
     try "$@"
     [ "$failed" = 0 ] && failed=$before
