@@ -72,7 +72,7 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
     parts = [
         ("teacher", EPOCHS, f"{EPOCHS} epochs", train, resnet["test"]),
         ("its logits", asked(SEEDS), answered, grid["ask"], 0.0),
-        (f"{SEEDS} seeds' grid with student alone and controls", SEEDS * EPOCHS, together,
+        (f"{SEEDS} seeds' grid, with student alone and controls", SEEDS * EPOCHS, together,
          grid["view"] + students, tests),
         ("two ResNet-18 students, logits cached", 2 * EPOCHS, f"2 x {EPOCHS} epochs", again,
          resnet["test"]),
