@@ -115,10 +115,10 @@ def heatmap(part: Figure, results: Results, grid: Grid) -> None:
     axes.grid(False)
     image = axes.imshow(table, cmap=DIVERGING, vmin=-far, vmax=far, aspect="auto")
     for (row, column), gain in np.ndenumerate(table):
-        holds = abs(sign.iat[row, column]) == 1  # not for NaN, a missing cell
-        look = {"color": INK, "weight": "bold"} if holds else {"color": MUTED}
+        significant = abs(sign.iat[row, column]) == 1  # not for NaN, a missing cell
+        look = {"color": INK, "weight": "bold"} if significant else {"color": MUTED}
         axes.text(column, row, points(gain / 100), ha="center", va="center", size=11, **look)
-        if holds:
+        if significant:
             corner = (column - 0.46, row - 0.44)
             axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=INK, lw=1.6))
     axes.set_xticks(range(len(table.columns)), table.columns.map(temperature))
@@ -145,8 +145,8 @@ def lines(part: Figure, results: Results, grid: Grid) -> None:
         gain = gain.dropna()
         look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 5.5}
         axes.plot(gain.index, gain, mfc="white", **look)
-        holds = [tests.sign[alpha, t] != 0 for t in gain.index]
-        axes.plot(gain.index[holds], gain[holds], ls="", **look)
+        significant = [tests.sign[alpha, t] != 0 for t in gain.index]
+        axes.plot(gain.index[significant], gain[significant], ls="", **look)
     axes.set_xscale("log" if min(table.index) > 0 else "symlog")
     axes.set_xticks(table.index, table.index.map(temperature))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -177,8 +177,8 @@ def compare(entries: pd.DataFrame) -> pd.DataFrame:
         parts.append(pd.concat([named, pd.concat(found, ignore_index=True)], axis=1))
     tests = pd.concat(parts[1:] or parts, ignore_index=True)
     tests["p_holm"] = stats.holm(tests.p)
-    holds = tests.p_holm <= stats.LEVEL
-    return tests.assign(sign=np.sign(tests.difference).where(holds, 0).astype(int))
+    significant = tests.p_holm <= stats.LEVEL
+    return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
 
 
 def searched(rows: pd.DataFrame) -> pd.DataFrame:

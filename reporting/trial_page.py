@@ -67,7 +67,7 @@ def page(trial: Trial) -> dict:
 
 
 def gain(test: pd.Series) -> str:
-    """`+1.20 [+0.90, +1.50]`, bold where it holds."""
+    """`+1.20 [+0.90, +1.50]`, bold where significant."""
     text = with_interval(test.difference, test.half)
     return f"**{text}**" if test.sign else text
 
@@ -253,7 +253,7 @@ def extremes(tests: pd.DataFrame) -> str:
     told = []
     for k in dict.fromkeys([0, len(line) - 1]):
         end = line.iloc[k]
-        doubt = "" if end.sign else ", which does not hold after correction"
+        doubt = "" if end.sign else ", which is not significant after correction"
         told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
     return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
 

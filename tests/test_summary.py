@@ -352,7 +352,7 @@ def test_a_cell_above_the_best_is_not_called_equal_to_it():
     results = only(frame(rows))
     assert results.where(KD, "best")[2:] == (0.5, 10)
     assert versus(results, 0.9, 5, "best").sign == 1 and versus(results, 0.1, 10, "best").sign == -1
-    assert "0 of 2 other cells cannot be told from the best" in texts(frame(rows))[1]
+    assert "0 of 2 other cells do not differ significantly from the best" in texts(frame(rows))[1]
 
 
 def test_controls_are_compared_without_kd():
