@@ -55,7 +55,7 @@ fi
 : "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
 : "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
-NEEDS=requirements.txt
+NEEDS=requirements.txt COMMON="--epochs $EPOCHS"
 . ./setup.sh
 . ./ranks.sh
 if [ "$GPUS" = 0 ] && [ -z "$QUICK" ]; then
@@ -76,17 +76,11 @@ part() {
     [ -z "$doing" ] || echo "== $doing" >&2
 }
 
-everyone() { # processes, a script and its flags, after those common to all scripts
-    ranks=$1 script=$2
-    shift 2
-    spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
-        --epochs "$EPOCHS" "$@"
-}
 
 student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
-    try everyone "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
+    try launch "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
         $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
@@ -108,17 +102,17 @@ resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, i
         (
             export CUDA_VISIBLE_DEVICES="${gpus%%,*}" RANK=0
             exec=exec # so that the pid that `leave` knows is the script's
-            everyone "$@"
+            launch "$@"
         ) &
         pids="$pids $!" gpus=${gpus#*,}
     else
-        try everyone "$@"
+        try launch "$@"
     fi
 }
 
 if [ -z "$TEACHER" ]; then
     part "teacher"
-    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
 
 # The baselines are trained with the first grid: the student alone, and for each alpha the control.

@@ -137,14 +137,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         ) from None
 
 
-def acquired(lock: Path, timeout: float = -1) -> filelock.FileLock:
-    """The lock file, held by this process until its release; a timeout in seconds, -1: for ever.
+def acquired(lock: Path, timeout: float = -1) -> contextlib.AbstractContextManager:
+    """Lock a file now; the end of the `with` releases it. Timeout in seconds, -1: for ever.
 
-    Raises filelock.Timeout where another holds it on, and UserError where there can be none.
+    Raises filelock.Timeout where another process holds it, and UserError where it cannot be locked.
     """
-    held = filelock.FileLock(lock, mode=0o666)  # whoever shares the folder may take it next
     try:
-        return held.acquire(timeout).lock
+        return filelock.FileLock(lock, mode=0o666).acquire(timeout)  # other users may lock it, too
     except filelock.Timeout:
         raise
     except (OSError, NotImplementedError) as error:
@@ -158,11 +157,6 @@ def check_writable(folder: Path) -> None:
     probe = folder / f".writable.{os.getpid()}"
     write_atomic(probe, b"")
     probe.unlink()
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, if it exists."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -289,7 +283,7 @@ class Curves:
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
     """PNG files for TensorBoard's IMAGES tab, in runs/summary/."""
     folder = out_dir / "runs" / "summary"
-    remove_tree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
         for name, png in images.items():
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -33,10 +33,10 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     settings = settings_of(args)
     if settings.amp is None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
-    for name in ("results", "checkpoints", "runs"):
+    for name in ("checkpoints", "runs"):
         check_writable(args.out_dir / name)
     with locked(csv_path(args.out_dir)):
-        pass  # rather than after hours
+        pass  # fail now rather than after hours
     taught = any(cell.taught for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
     steps_in(len(data.train), settings)  # raises where there is none, before anything is made

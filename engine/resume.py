@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -36,7 +37,6 @@ from utils import (
     checksum,
     load_checkpoint,
     note,
-    remove_tree,
     write_atomic,
 )
 
@@ -114,18 +114,15 @@ class Unfinished:
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the folder. Raises UserError where another process has it."""
-        lock = lead_first(self.run.ranks, lambda: claim(self.folder))
-        try:
-            yield
-        except RuntimeError:
-            # Another rank has left at a signal while this one waited for it in a collective. That
-            # is between steps, so this rank's state is consistent.
-            if self.run.keeper.signal:
-                self.save_if_due()
-            raise
-        finally:
-            if lock:
-                lock.release()
+        with lead_first(self.run.ranks, lambda: claim(self.folder)) or contextlib.nullcontext():
+            try:
+                yield
+            except RuntimeError:
+                # Another rank has left at a signal while this one waited for it in a collective.
+                # That is between steps, so this rank's state is consistent.
+                if self.run.keeper.signal:
+                    self.save_if_due()
+                raise
 
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
@@ -224,7 +221,7 @@ class Unfinished:
     def finished(self) -> None:
         """All rows are written: remove the saved states."""
         for folder in (self.folder, *self.spent):
-            remove_tree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def basis(self) -> dict:
         """All that the bits depend on and a run id does not have."""
@@ -264,11 +261,11 @@ def clear(group: list[Cell], run: Run) -> None:
     folder = folder_of(group, run)
     if folder.exists():
         with contextlib.suppress(UserError), claim(folder):
-            remove_tree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def claim(folder: Path) -> filelock.FileLock:
-    """Lock a folder until the lock's release. Raises UserError where another process has it."""
+def claim(folder: Path) -> contextlib.AbstractContextManager:
+    """Lock a folder for the `with`. Raises UserError where another process has it."""
     check_writable(folder)
     try:
         return acquired(folder / "lock", timeout=0)

@@ -7,7 +7,6 @@ replayed (graph.py), and in a long run the stacks are compiled. Results agree up
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,18 +27,8 @@ COMPILE_FROM = 20_000  # steps, from which on compiling saves more time than it 
 STACK = 64  # cells in a stack at most: bounds the memory of a wide grid
 
 
-class Team(Protocol):
-    """Some cells and how their steps are computed."""
-
-    trainees: list[Trainee]
-
-    def anneal(self, epoch: int) -> None: ...  # set the learning rates of an epoch, from 0
-    def __call__(self, batch: Batch) -> None: ...  # one step of every cell
-    def predict(self, x: Tensor, chosen: set[Trainee]) -> list[Tensor]: ...  # logits [B, K] each
-
-
 class PlainStep:
-    """Cells one after another: the reference that FusedStep must agree with."""
+    """Cells one after another: the reference that FusedStep, with the same methods, agrees with."""
 
     def __init__(self, trainees: list[Trainee], amp: bool):
         self.trainees, self.amp = trainees, amp
@@ -55,6 +44,9 @@ class PlainStep:
 
     def predict(self, x: Tensor, chosen: set[Trainee]) -> list[Tensor]:
         return measure.one_by_one([t.model for t in self.trainees if t in chosen], self.amp)(x)
+
+
+Team = PlainStep | FusedStep
 
 
 def teams(trainees: list[Trainee], device: torch.device, amp: bool) -> list[Team]:
