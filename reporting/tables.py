@@ -8,7 +8,7 @@ import pandas as pd
 
 from engine.cells import REFERENCE
 from reporting import stats
-from reporting.compare import KD, Results
+from reporting.compare import KD, METHODS, Results
 from reporting.rows import (
     ALONE,
     CELL,
@@ -137,7 +137,10 @@ def schedule(settings: dict) -> str:
 
 
 def sheet(results: Results) -> pd.DataFrame:
-    """Every cell as text, by CELL: a column a figure, and for each `against` its gain and p."""
+    """Every cell as text, by CELL: a column a figure.
+
+    For each `against` the columns ("−", against), its gain, ("points", against) and ("p", against).
+    """
     cells, text = results.cells, results.cells.index.to_frame()
     text = text.rename(columns={"variant": "method", "alpha": "α", "temperature": "T"})
     text["α"] = text["α"].map("{:g}".format)
@@ -150,11 +153,9 @@ def sheet(results: Results) -> pd.DataFrame:
     text["teacher_sha"] = cells.teacher_sha.replace("", NONE)
     for against, tests in results.tests.groupby("against"):
         tests = tests.set_index(CELL).join(cells.n.rename("seeds"))
-        text[f"− {against}"] = tests.apply(gain, axis=1)
-        text[f"points {against}"] = tests.difference.map(points) + tests.sign.map(MARKS)
-        text[f"p of {against}"] = pd.Series(
-            ["< 0.001" if p < 0.001 else fixed(p, 3) for p in tests.p_holm], tests.index
-        )
+        text["−", against] = tests.apply(gain, axis=1)
+        text["points", against] = tests.difference.map(points) + tests.sign.map(MARKS)
+        text["p", against] = tests.p_holm.map(lambda p: "< 0.001" if p < 0.001 else fixed(p, 3))
     most = cells.n.groupby(CELL[:2]).transform("max")
     marked = text.accuracy.where(~cells.best, "**" + text.accuracy + "**")
     marked += (" (n " + text.n + ")").where((cells.n > 0) & (cells.n < most), "")
@@ -164,7 +165,7 @@ def sheet(results: Results) -> pd.DataFrame:
     return text.fillna(NONE)
 
 
-def look(text: pd.DataFrame, cell: tuple | None, column: str) -> str:
+def look(text: pd.DataFrame, cell: tuple | None, column: str | tuple[str, str]) -> str:
     """One figure of a sheet; — if there is no such cell or column."""
     return text.at[cell, column] if cell in text.index and column in text else NONE
 
@@ -174,7 +175,7 @@ def count(tests: pd.DataFrame, sign: int) -> str:
     return str((tests.sign == sign).sum()) if tests.p.notna().any() else NONE
 
 
-def show(frame: pd.DataFrame, *columns: str) -> str:
+def show(frame: pd.DataFrame, *columns: str | tuple[str, str]) -> str:
     """Its columns as a Markdown table; empty for no row.
 
     Columns with nothing but — are left out, except the first.
@@ -182,10 +183,15 @@ def show(frame: pd.DataFrame, *columns: str) -> str:
     shown = [name for name in columns if name in frame and (frame[name] != NONE).any()]
     if columns and columns[0] in frame and columns[0] not in shown:
         shown.insert(0, columns[0])
-    header = [name.split(" of ")[0].removesuffix(" among methods") for name in shown]
+    header = [name if isinstance(name, str) else heading(*name) for name in shown]
     rule = [":---" if name in LEFT else "---:" for name in shown]
     lines = [header, rule, *frame[shown].to_numpy().tolist()] if len(frame) else []
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def heading(what: str, against: str) -> str:
+    """`− alone`, or `p`."""
+    return f"− {ALONE if against == METHODS else against}" if what == "−" else what
 
 
 def show_lines(lines: list[dict[str, str]]) -> str:
@@ -195,7 +201,7 @@ def show_lines(lines: list[dict[str, str]]) -> str:
 
 def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
     """T down, α across, of text by CELL; `last` is by CELL, too, and a line of its own."""
-    table = text.droplevel(CELL[:2]).unstack("alpha").fillna(NONE)
+    table = text.droplevel(CELL[:2]).rename(None).unstack("alpha").fillna(NONE)
     corner = "T \\ α"
     table.insert(0, corner, table.index.map(temperature))
     if last is not None and len(last):
