@@ -12,7 +12,6 @@ import functools
 import itertools
 import multiprocessing
 import os
-import queue
 import resource
 import statistics
 import sys
@@ -251,50 +250,36 @@ def repeat(split: Split, count: int) -> Split:
     return dataclasses.replace(split, padded=padded[:count], labels=labels[:count])
 
 
-def work(job: argparse.Namespace, barrier, results) -> None:
-    """One process of one line of the table; puts its figures, or an error, into `results`."""
-    try:
-        torch.set_num_threads(job.threads)
-        device = torch.device(job.device)
-        prepare(device)
-        data = load(job.dataset, job.data_dir, device)
-        if job.dataset == "shapes":  # the start of an epoch depends on the number of images
-            data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
-        keep_freed_memory()
-        found = WAYS[job.way](data, device, job, barrier.wait)
-        found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device.type == "cuda":
-            found["memory"] = torch.cuda.max_memory_allocated()
-        results.put(found)
-    except Exception as error:
-        barrier.abort()  # so that none waits for this one
-        results.put(f"{type(error).__name__}: {error}")
+def work(rank: int, job: dict, barrier, results) -> None:
+    """One process of one line of the table; puts its figures into `results`."""
+    job = argparse.Namespace(**job, rank=rank)
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device)
+    prepare(device)
+    data = load(job.dataset, job.data_dir, device)
+    if job.dataset == "shapes":  # the start of an epoch depends on the number of images
+        data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
+    keep_freed_memory()
+    found = WAYS[job.way](data, device, job, barrier.wait)
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        found["memory"] = torch.cuda.max_memory_allocated()
+    results.put(found)
 
 
 def side_by_side(job: dict) -> dict:
     """Run a line's processes in parallel; the slowest rank counts, memory adds up.
 
-    Raises UserError where one of them fails or is killed.
+    Raises UserError where one of them fails or is killed, which ends the others.
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(job["ranks"]), context.Queue()
-    jobs = [argparse.Namespace(**job, rank=rank) for rank in range(job["ranks"])]
-    processes = [context.Process(target=work, args=(one, barrier, results)) for one in jobs]
-    for process in processes:
-        process.start()
-    found = []
-    while len(found) < len(processes):
-        try:
-            found.append(results.get(timeout=1))
-        except queue.Empty:
-            if any(process.exitcode for process in processes):
-                found.append("a process was killed (out of memory?)")
-        if found and isinstance(found[-1], str):
-            for process in processes:
-                process.kill()
-            raise UserError(f"cannot measure {job['cells']} cells: {found[-1]}")
-    for process in processes:
-        process.join()
+    try:
+        torch.multiprocessing.spawn(work, (job, barrier, results), job["ranks"])
+    except Exception as error:  # its last line is the process's own error, or the signal
+        why = str(error).strip().splitlines()[-1]
+        raise UserError(f"cannot measure {job['cells']} cells: {why}") from None
+    found = [results.get() for _ in range(job["ranks"])]
     memory = sum(one.pop("memory") for one in found)
     return {name: max(one[name] for one in found) for name in found[0]} | {"memory": memory}
 
