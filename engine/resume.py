@@ -215,7 +215,8 @@ class Unfinished:
                 continue
             if not self.other_basis(stored["basis"] | {"epochs": settings.epochs}):
                 note(f"{trainee.run_id} goes on from {name}")
-                return stored["progress"] | {"model": stored["state"]}
+                both = {"model": stored["state"], "regressor": stored.get("regressor")}
+                return stored["progress"] | both
         return None
 
     def finished(self) -> None:

@@ -304,9 +304,7 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
 def reference_table(table: pd.DataFrame) -> str:
     """beside_reference as Markdown."""
     text = table[KEY].map(lambda v: v if isinstance(v, str) else NONE if v == BLANK else f"{v:g}")
-    text[AGAINST[4]], text[AGAINST[5]] = (
-        table.apply(spread, axis=1),
-        table.test_acc.map(percent),
-    )
+    text["this project"] = table.apply(spread, axis=1)
+    text["reference"] = table.test_acc.map(percent)
     text["difference"] = table.difference.map(points)
     return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *AGAINST)
