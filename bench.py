@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import resource
@@ -274,10 +275,12 @@ def side_by_side(job: dict) -> dict:
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(job["ranks"]), context.Queue()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel("ERROR")  # our line is enough
     try:
         torch.multiprocessing.spawn(work, (job, barrier, results), job["ranks"])
     except Exception as error:  # its last line is the process's own error, or the signal
         why = str(error).strip().splitlines()[-1]
+        why += " (out of memory?)" * ("SIGKILL" in why)
         raise UserError(f"cannot measure {job['cells']} cells: {why}") from None
     found = [results.get() for _ in range(job["ranks"])]
     memory = sum(one.pop("memory") for one in found)
@@ -297,7 +300,7 @@ def plans(args: argparse.Namespace, device: torch.device, amp: bool) -> Iterator
     for cells in args.cells:
         ranks, seeds = min(args.ranks, cells), -(-cells // GRID)
         job = engine | {"cells": cells, "ranks": ranks, "threads": max(1, cores // ranks)}
-        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, cost.asked(seeds) / EPOCHS
+        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, cost.new_views(seeds) / EPOCHS
     if args.estimate:
         yield "engine, a ResNet-18 on the labels", engine | {"way": "ResNet-18"}, 0.0
 

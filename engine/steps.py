@@ -112,8 +112,8 @@ class Steps:
         if not here:
             return
         first, last = step * self.size, (step + 1) * self.size
-        everyone = len(here) == len(self.trainees)
-        if self.capture and everyone and last <= len(self.images) and self._recorded():
+        complete = len(here) == len(self.trainees)
+        if self.capture and complete and last <= len(self.images) and self._recorded():
             self.start.fill_(first)
             self.replay()
         else:

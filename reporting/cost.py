@@ -15,7 +15,7 @@ STEPS = -(-IMAGES // BATCH)  # of an epoch
 VIEWS = 162  # of an image of 32 pixels: 9 x 9 crops, flipped or not
 
 
-def asked(seeds: int, epochs: int = EPOCHS) -> float:
+def new_views(seeds: int, epochs: int = EPOCHS) -> float:
     """Epochs' worth of distinct views in `epochs` of `seeds` seeds, for which logits are computed.
 
     Expectation: an epoch draws one of VIEWS for each image.
@@ -66,12 +66,12 @@ def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
     cells = GRID + 1 + len(ALPHAS)  # with the student alone and the controls
     students = grid["students"] * cells / GRID
     tests = grid["test"] * cells / grid["ranks"]
-    answered = f"{asked(SEEDS):.1f} epochs' worth of new views"
+    answered = f"{new_views(SEEDS):.1f} epochs' worth of new views"
     train, again = resnet["view"] + resnet["students"], grid["view"] + resnet["students"]
     together = f"{SEEDS} x {EPOCHS} epochs of {cells} cells"
     parts = [
         ("teacher", EPOCHS, f"{EPOCHS} epochs", train, resnet["test"]),
-        ("its logits", asked(SEEDS), answered, grid["ask"], 0.0),
+        ("its logits", new_views(SEEDS), answered, grid["ask"], 0.0),
         (f"{SEEDS} seeds' grid, with student alone and controls", SEEDS * EPOCHS, together,
          grid["view"] + students, tests),
         ("two ResNet-18 students, logits cached", 2 * EPOCHS, f"2 x {EPOCHS} epochs", again,

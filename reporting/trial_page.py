@@ -254,7 +254,8 @@ def extremes(tests: pd.DataFrame) -> str:
     for k in dict.fromkeys([0, len(line) - 1]):
         end = line.iloc[k]
         doubt = "" if end.sign else ", which is not significant after correction"
-        told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
+        value = with_interval(end.difference, end.half)
+        told.append(f"{value} points with {end.images:,.0f} images{doubt}")
     return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
 
 
