@@ -1,19 +1,18 @@
-"""What a grid costs: the plain way (teacher in every step) and the engine, side by side.
+"""What a grid costs: a plain loop (teacher in every step) and the engine.
 
     python bench.py                                                # drawn images
     python bench.py --dataset cifar10 --data-dir D --ranks 2       # the images of a folder
 
-Random networks of the reference's size: what they say does not matter for their speed. Writes
-results/bench.md below --out-dir.
+The networks have the reference's size and random weights. Writes results/bench.md below --out-dir.
 """
 
 import argparse
 import dataclasses
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
-import queue
 import resource
 import statistics
 import sys
@@ -38,7 +37,7 @@ from engine.grid import bfloat16_is_faster, grouped
 from engine.parallel import Ranks, keep_freed_memory, prepare
 from engine.resume import Run
 from engine.rows import machine
-from engine.sheet import Sheet, ask, epoch_logits
+from engine.sheet import Sheet, epoch_logits, view_logits
 from engine.steps import Steps
 from engine.teacher import CHUNK, Teacher
 from engine.trainee import Batch, Trainee, initial_model, student_step
@@ -54,9 +53,9 @@ RESNET = Cell("resnet18", 64, 0, teaches=True)
 
 
 def timed(work: Callable[[int], object], repeats: int, device: torch.device, block: int) -> float:
-    """Median seconds of `work(i)` over blocks of so many, after two blocks that do not count.
+    """Median seconds of `work(i)` over blocks of `block` calls, after two blocks of warm-up.
 
-    The clock is read between blocks: on a GPU that is a wait, which training has not at every step.
+    A GPU is synchronised only between blocks, as training does not wait after every step.
     """
     numbers, times = itertools.count(), []
     for _ in range(repeats + 2):
@@ -70,7 +69,7 @@ def timed(work: Callable[[int], object], repeats: int, device: torch.device, blo
 
 
 def busy(work: Callable[[int], object], seconds: float, device: torch.device) -> float:
-    """For which part of the `seconds` of `work(i)` a GPU is at work; 0 where nobody can tell."""
+    """The fraction of the `seconds` of `work(i)` that a GPU is busy; 0 without one."""
     if device.type != "cuda":
         return 0.0
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -142,7 +141,7 @@ def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: C
     asks = timed(lambda _: teach(x), job.repeats, device, block)
     batch = Batch(x, labels, teach(x))
     students = timed(lambda _: student_step(student, batch), job.repeats, device, block)
-    # What is left of the step is waiting for the workers: images, transforms, collation.
+    # The rest of the step is waiting for the workers: images, transforms, collation.
     view = max(whole - asks - students, 0)
     return {"ask": asks, "view": view, "students": students, "busy": busy(step, whole, device)}
 
@@ -151,9 +150,9 @@ def plain_way(data: Data, device: torch.device, job: argparse.Namespace, wait: C
 
 
 def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: Callable) -> dict:
-    """Seconds a step: asking the teacher all views of a batch, and what the own cells' passes take.
+    """Seconds a step: the teacher's logits of a batch, and the steps of all cells.
 
-    As in training, a seed's cells are a pass, and one pass comes after the other.
+    As in training, a seed's cells are trained together, one seed after the other.
     """
     teacher = make_teacher(data, device, job.amp)
     chunk, images = CHUNK[device.type], len(data.train)
@@ -161,25 +160,25 @@ def engine_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
     with tempfile.TemporaryDirectory() as folder:
         every = data.train.views * images
         sheet = Sheet(Path(folder) / "bench.sheet", {}, every, len(data.classes))
-        # Nothing is saved, so there is no keeper, who would catch Ctrl-C.
-        # As long a pass as the reference's, whatever the images: a GPU compiles the steps of one.
+        # No keeper, as nothing is saved. As many steps as the reference's, whatever the number of
+        # images, so that a GPU compiles them.
         settings = Settings(amp=job.amp, epochs=EPOCHS * IMAGES // images)
         how = settings, data, teacher, Path(), device, Ranks(), None
         run = Run(*how, sheet=sheet)
         views = epoch_views(0, 0, data.train)
 
-        def ask_and_keep(i: int) -> None:
+        def compute_and_cache(i: int) -> None:
             start = i * chunk % max(images - chunk, 1)
             own = views[start : start + chunk]
-            sheet.write(own.numbers(data.train).cpu(), ask(teacher, data.train, own))
+            sheet.write(own.numbers(data.train).cpu(), view_logits(teacher, data.train, own))
 
         wait()
-        asks = timed(ask_and_keep, job.repeats, device, 1)
+        asks = timed(compute_and_cache, job.repeats, device, 1)
         *others, last = grouped(grid(job.cells))
         passes = [time_pass(group, run, job, wait) for group in others]
         passes.append(time_pass(last, run, job, wait, last=True))
     found = {name: sum(one[name] for one in passes) for name in ("view", "students")}
-    # Chunks are shared out over the ranks; the batch and its own cells are every rank's.
+    # The teacher's chunks are distributed over the ranks.
     return passes[-1] | found | {"ask": asks * BATCH / chunk / job.ranks}
 
 
@@ -192,10 +191,10 @@ def resnet_way(data: Data, device: torch.device, job: argparse.Namespace, wait: 
 def time_pass(
     group: list[Cell], run: Run, job: argparse.Namespace, wait: Callable, last: bool = False
 ) -> dict:
-    """Seconds a step of a seed's pass over the own cells of its `group`, taken as training does.
+    """Seconds a step of the cells of a seed's `group` that are this rank's, stepped as in training.
 
-    "view" is an epoch's beginning, by its steps, and a batch's gathering, where the step is not
-    recorded with it; "students" the rest of a step. The `last` pass is also tested and profiled.
+    "view" is the start of an epoch, divided by its steps, and gathering a batch where that is not
+    part of a recorded step; "students" the rest. The `last` group is also tested and profiled.
     """
     data, device, images = run.data, run.device, len(run.data.train)
     own = group[job.rank :: job.ranks]
@@ -246,62 +245,50 @@ WAYS = {"plain": plain_way, "engine": engine_way, "ResNet-18": resnet_way}
 
 
 def repeat(split: Split, count: int) -> Split:
-    """`count` images, the split's over and over: what they show does not matter for the speed."""
+    """`count` images, by repeating the split's: their content does not matter for the speed."""
     times = -(-count // len(split))
     padded, labels = split.padded.repeat(times, 1, 1, 1), split.labels.repeat(times)
     return dataclasses.replace(split, padded=padded[:count], labels=labels[:count])
 
 
-def work(job: argparse.Namespace, barrier, answers) -> None:
-    """One process of one line of the table; puts its figures, or its complaint, into `answers`."""
-    try:
-        torch.set_num_threads(job.threads)
-        device = torch.device(job.device)
-        prepare(device)
-        data = load(job.dataset, job.data_dir, device)
-        if job.dataset == "shapes":  # an epoch's beginning and a batch's gathering depend on these
-            data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
-        keep_freed_memory()
-        answer = WAYS[job.way](data, device, job, barrier.wait)
-        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device.type == "cuda":
-            answer["memory"] = torch.cuda.max_memory_allocated()
-        answers.put(answer)
-    except Exception as error:
-        barrier.abort()  # nobody waits for this one
-        answers.put(f"{type(error).__name__}: {error}")
+def work(rank: int, job: dict, barrier, results) -> None:
+    """One process of one line of the table; puts its figures into `results`."""
+    job = argparse.Namespace(**job, rank=rank)
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device)
+    prepare(device)
+    data = load(job.dataset, job.data_dir, device)
+    if job.dataset == "shapes":  # the start of an epoch depends on the number of images
+        data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
+    keep_freed_memory()
+    found = WAYS[job.way](data, device, job, barrier.wait)
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        found["memory"] = torch.cuda.max_memory_allocated()
+    results.put(found)
 
 
 def side_by_side(job: dict) -> dict:
-    """Run a line's processes side by side; the slowest rank counts, memory adds up.
+    """Run a line's processes in parallel; the slowest rank counts, memory adds up.
 
-    Raises UserError where one of them fails or is killed.
+    Raises UserError where one of them fails or is killed, which ends the others.
     """
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(job["ranks"]), context.Queue()
-    jobs = [argparse.Namespace(**job, rank=rank) for rank in range(job["ranks"])]
-    processes = [context.Process(target=work, args=(one, barrier, answers)) for one in jobs]
-    for process in processes:
-        process.start()
-    found = []
-    while len(found) < len(processes):
-        try:
-            found.append(answers.get(timeout=1))
-        except queue.Empty:
-            if any(process.exitcode for process in processes):
-                found.append("a process was killed (out of memory?)")
-        if found and isinstance(found[-1], str):
-            for process in processes:
-                process.kill()
-            raise UserError(f"cannot measure {job['cells']} cells: {found[-1]}")
-    for process in processes:
-        process.join()
+    barrier, results = context.Barrier(job["ranks"]), context.Queue()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel("ERROR")  # our line is enough
+    try:
+        torch.multiprocessing.spawn(work, (job, barrier, results), job["ranks"])
+    except Exception as error:  # its last line is the process's own error, or the signal
+        why = str(error).strip().splitlines()[-1]
+        why += " (out of memory?)" * ("SIGKILL" in why)
+        raise UserError(f"cannot measure {job['cells']} cells: {why}") from None
+    found = [results.get() for _ in range(job["ranks"])]
     memory = sum(one.pop("memory") for one in found)
     return {name: max(one[name] for one in found) for name in found[0]} | {"memory": memory}
 
 
 def plans(args: argparse.Namespace, device: torch.device, amp: bool) -> Iterator[tuple]:
-    """The lines: name, job, and how often a step of all its cells asks the teacher a batch."""
+    """The lines: name, job, and the teacher's batches per step of all its cells."""
     cores = os.cpu_count()
     common = {"dataset": args.dataset, "data_dir": args.data_dir, "device": str(device)}
     common |= {"repeats": max(8, args.repeats), "ranks": 1, "threads": cores, "cells": 1}
@@ -313,13 +300,13 @@ def plans(args: argparse.Namespace, device: torch.device, amp: bool) -> Iterator
     for cells in args.cells:
         ranks, seeds = min(args.ranks, cells), -(-cells // GRID)
         job = engine | {"cells": cells, "ranks": ranks, "threads": max(1, cores // ranks)}
-        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, cost.asked(seeds) / EPOCHS
+        yield f"engine, {seeds} seed{'s' * (seeds > 1)}", job, cost.new_views(seeds) / EPOCHS
     if args.estimate:
         yield "engine, a ResNet-18 on the labels", engine | {"way": "ResNet-18"}, 0.0
 
 
 def figures(job: dict, asks: float, found: dict) -> dict:
-    """A line as reporting/cost.py tells it, from what its processes have `found`."""
+    """A line for reporting/cost.py, from what its processes have `found`."""
     teacher, shared = asks * found["ask"], found["view"] + found["students"]
     every = {"cell": (teacher + shared) / job["cells"], "again": shared / job["cells"]}
     return found | every | {"teacher": teacher} | {n: job[n] for n in ("way", "cells", "ranks")}

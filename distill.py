@@ -1,4 +1,4 @@
-"""Distil a teacher into students: every combination of the values given, in one pass.
+"""Distil a teacher into students: every combination of the values given, trained together.
 
 python distill.py --alpha 0.5 --temperature 10
 python distill.py --alpha 0.1 0.25 0.5 0.75 0.9 --temperature 1 5 10 --seed 0 1 2

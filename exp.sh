@@ -4,7 +4,7 @@
 #   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
 #   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
 #   sh exp.sh --ablation     also the grid with the soft loss times T^2
-#   LOOP=1 sh exp.sh         cell by cell instead of in one pass; the same rows on a CPU
+#   LOOP=1 sh exp.sh         cell by cell instead of together; the same rows on a CPU
 #
 # The environment narrows or widens it:
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
@@ -16,8 +16,8 @@
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
 #   FLAGS                               flags for every script
 #   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
-#   RANKS                               processes that share a grid out
-# A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+#   RANKS                               processes that a grid is distributed over
+# A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 caller=$PWD
@@ -58,7 +58,7 @@ fi
 : "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
 : "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
-NEEDS=requirements.txt
+NEEDS=requirements.txt COMMON="--epochs $EPOCHS"
 . ./setup.sh
 . ./ranks.sh
 if [ "$GPUS" = 0 ] && [ -z "$QUICK" ]; then
@@ -69,7 +69,7 @@ EPOCHS=10 T_MAX=10 FLAGS="--train-size 10000" sh exp.sh is a small run on the re
 NOTE
 fi
 
-# Say on stderr what begins; at the end, how long each part took.
+# Print on stderr what begins, and at the end how long each part took.
 doing='' times=''
 part() {
     now=$(date +%s)
@@ -79,21 +79,15 @@ part() {
     [ -z "$doing" ] || echo "== $doing" >&2
 }
 
-everyone() { # processes, a script and its flags, after those that all scripts have
-    ranks=$1 script=$2
-    shift 2
-    spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
-        --epochs "$EPOCHS" "$@"
-}
 
 student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
-    try everyone "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
+    try launch "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
         $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
-grid() { # flags of distill.py: one pass, or cell by cell
+grid() { # flags of distill.py: all cells together, or cell by cell
     if [ -n "$LOOP" ]; then
         for seed in $SEEDS; do for alpha in $ALPHAS; do for temperature in $TEMPERATURES; do
             student 1 distill.py --seed $seed --alpha $alpha --temperature $temperature "$@"
@@ -103,29 +97,28 @@ grid() { # flags of distill.py: one pass, or cell by cell
     fi
 }
 
-resnet() { # alpha, T: a ResNet-18 student; of several GPUs on the next one, in the background
+resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, in the background
     set -- 1 distill.py $(cosine "$T_MAX" $FLAGS) $FLAGS ${TEACHER:+--teacher "$TEACHER"} \
         $RESNET_FLAGS --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
     if [ "$GPUS" -gt 1 ]; then
-        # RANK as under torchrun: after the terminal's Ctrl-C that of `leave` is not a second one.
+        # RANK as under torchrun, so that `leave` after a Ctrl-C is not taken for a second one.
         (
             export CUDA_VISIBLE_DEVICES="${gpus%%,*}" RANK=0
-            exec=exec # so that the process that `leave` knows is the script's
-            everyone "$@"
+            exec=exec # so that the pid that `leave` knows is the script's
+            launch "$@"
         ) &
         pids="$pids $!" gpus=${gpus#*,}
     else
-        try everyone "$@"
+        try launch "$@"
     fi
 }
 
 if [ -z "$TEACHER" ]; then
     part "teacher"
-    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
 
-# What the grid is measured against, in the first grid's pass: no teacher, and for each alpha no
-# teacher and as small a gradient.
+# The baselines are trained with the first grid: the student alone, and for each alpha the control.
 alone="--alone --control"
 [ -n "$SEEDS" ] || METHODS='' ABLATION='' LOOP=''
 if [ -n "$LOOP" ]; then

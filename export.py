@@ -1,11 +1,11 @@
-"""Take a trained network elsewhere: one file, normalisation inside, that needs nothing from here.
+"""Export a trained network: one file, normalisation inside, that needs nothing from here.
 
     python export.py --checkpoint checkpoints/RUN.pt --format pt2 --out student.pt2
     python export.py --checkpoint checkpoints/RUN.pt --format onnx --out student.onnx \\
         --dataset cifar10 --teacher teachers/cifar10-resnet18w32.pt
 
-Images in as float32 [any number, 3, size, size], RGB from 0 to 1; logits out. What the file says is
-compared with what the checkpoint says, on test images where --dataset names some.
+Its input is float32 [batch, 3, size, size], RGB from 0 to 1, its output logits. They are compared
+with the checkpoint's, on test images where --dataset names some.
 """
 
 import argparse
@@ -52,16 +52,14 @@ def examples(args: argparse.Namespace, size: int) -> tuple[Tensor, str]:
     """Images to compare on, uint8 [N, 3, size, size], and what they are."""
     if args.dataset:
         test = load(args.dataset, args.data_dir, torch.device("cpu"), image_size=size).test
-        pixels = plain(
-            test, slice(None, None, -(-len(test) // MOST))
-        )  # they may lie class by class
+        pixels = plain(test, slice(None, None, -(-len(test) // MOST)))  # may be sorted by class
         return pixels, f"{len(pixels)} test images of {args.dataset}"
     draw = stream(0, 0, "export").integers(0, 256, (64, 3, size, size), dtype="uint8")
     return torch.from_numpy(draw), "64 images of random pixels (--dataset: on test images)"
 
 
 def report(who: str, size: int, time: float) -> None:
-    """A line on one network; bytes and milliseconds."""
+    """Print a network's size in bytes and time in milliseconds."""
     where = "in torch on one thread of this CPU, median"
     say(f"{who}: {size / 1e6:.2f} MB as a file, {time:.2f} ms for one image ({where})")
 

@@ -49,8 +49,8 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         if sweeps and name in OPTIMISER:
             own = {"nargs": "+", "default": [setting.default]}
         elif name == "epochs" and not sweeps:
-            own = {"type": COUNT_OR_NONE, "help": "0: --weights as they are; else passes over the "
-                   "training set"}  # fmt: skip
+            own = {"type": COUNT_OR_NONE, "help": "passes over the training set; 0: measure "
+                   "--weights as they are"}  # fmt: skip
         groups[setting.metadata["group"]](flag(name), **{**setting.metadata["flag"], **own})
     groups["data"]("--data-dir", type=Path, default=ROOT / "data",
         help="where the data set is or goes")  # fmt: skip
@@ -65,7 +65,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
     add("--eval-every", type=COUNT, default=1, metavar="N",
         help="measure after every N epochs and the last; the best is then of those")  # fmt: skip
-    add("--overwrite", action="store_true", help="train again what is in the CSV already")
+    add("--overwrite", action="store_true", help="train again what is already in the CSV")
     add("--keep", choices=["last", "best"], default="last",
         help="best: also the weights of the best epoch, by the held-out images or else by the test "
         "set, as checkpoints/<run_id>.best.pt")  # fmt: skip
@@ -75,7 +75,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
 
 
 def add_weights(p: Parser) -> None:
-    """A teacher's first weights, from elsewhere."""
+    """A teacher's weights, from elsewhere."""
     add = p.add_argument_group("weights from elsewhere").add_argument
     add("--weights", type=Path, metavar="FILE",
         help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
@@ -96,7 +96,7 @@ def add_model(p: Parser, default: str, sweeps: bool = True) -> None:
 
 
 def widths_of(model: str, given: list[int] | None) -> list[int]:
-    """The widths that were asked for, or the network's own. Raises UserError if it has none."""
+    """The given widths, or the network's default. Raises UserError if it has no width."""
     if given and model not in MODELS:
         raise UserError(f"{model} has no width to choose, as {' and '.join(MODELS)} have")
     return given or [default_width(model)]
@@ -119,7 +119,7 @@ def add_teacher(p: Parser) -> None:
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
     add("--teacher-model", **OWN)
     add("--other-classes", action="store_true",
-        help="a teacher whose classes have other names or another order is meant")  # fmt: skip
+        help="accept a teacher whose classes have other names or another order")  # fmt: skip
 
 
 def add_distillation(p: Parser) -> None:
@@ -130,16 +130,15 @@ def add_distillation(p: Parser) -> None:
     add("--student-width", type=WIDTH, nargs="+",
         help="channels of its first stage; unset: its own")  # fmt: skip
     add("--alone", action="store_true",
-        help="also the student alone, without a teacher, in the same pass")  # fmt: skip
+        help="also train the student alone, without a teacher")  # fmt: skip
     add("--control", action="store_true",
-        help="also, for each alpha, the hard loss x (1 - alpha) without a teacher, in the same "
-        "pass")  # fmt: skip
+        help="also train, without a teacher, with the hard loss x (1 - alpha)")  # fmt: skip
     add = p.add_argument_group("distillation (several values: every combination)").add_argument
     add("--method", type=method, default="kd", metavar="METHOD", help=method_help())
     add("--alpha", type=SHARE, nargs="+", default=[0.5],
         help="weight of the soft loss; the hard loss has 1 - alpha")  # fmt: skip
     add("--temperature", type=POSITIVE, nargs="+", default=[10.0],
-        help="softens both sides, in the methods that have one")  # fmt: skip
+        help="of student and teacher, in the methods that have one")  # fmt: skip
     add("--beta", type=weight, nargs="+",
         help="the method's own weight, multiplied with alpha (of kd+sp, sp's); unset: its "
         "paper's; auto: at which its gradient is as long as the hard loss's on the first "
@@ -148,7 +147,7 @@ def add_distillation(p: Parser) -> None:
         help="epochs over which the soft loss comes in: epoch i of them, from 1, has i / N of its "
         "weight (dkd's and reviewkd's authors: 20)")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
-        help="where the teacher's answers are kept for later commands: beside its checkpoint, if "
+        help="where the teacher's logits are cached for later commands: beside its checkpoint, if "
         "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
     add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
     for whose in ("student", "teacher"):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a GPU makes of all this, for a person who has one.
+# Tests, the quick experiment and the benchmark on a GPU.
 #
 #   sh gpu.sh              into gpu-report/, or gpu-report-2/ and so on where that is taken
 #   sh gpu.sh FOLDER       into a new FOLDER
@@ -8,11 +8,11 @@
 #                          alone with the SEEDS (0 1 2); EPOCHS, DATASET and FLAGS as of exp.sh
 #   LIMIT=300 sh gpu.sh    no part longer than so many seconds (900)
 #
-# The tests that need a GPU; the quick experiment, twice, for the second time must find everything
-# done; the benchmark, and from its figures what `sh exp.sh` will take here. Nothing is downloaded but
-# what setup.sh may lack. A part that fails, or takes longer than its limit, keeps no other from its
-# turn, and leaves the rows that it has. FOLDER/REPORT.md says how it went and can be attached to an
-# issue. Exit status: 1 where a part failed, 2 where there is no GPU. FLAGS="--device cpu" rehearses it.
+# It runs the tests that need a GPU; the quick experiment twice, where the second must find everything
+# done; and the benchmark, which estimates what `sh exp.sh` will take here. Nothing is downloaded but
+# packages for setup.sh. A part that fails or exceeds its limit does not stop the others.
+# FOLDER/REPORT.md has the results and can be attached to an issue. Exit status: 1 where a part failed,
+# 2 where there is no GPU. FLAGS="--device cpu" rehearses it.
 # shellcheck disable=SC2086 # FLAGS and SEEDS are meant to be split into words
 set -eu
 caller=$PWD
@@ -64,7 +64,7 @@ part() { # what it is, the file for its output, the command
     shift 2
     echo "== $name" >&2
     since=$(date +%s) result=passed
-    # SIGINT first: a run saves at it. 124 is timeout's own status.
+    # SIGINT first, at which a run saves. 124 is timeout's own status.
     timeout --signal=INT --kill-after=20 "$LIMIT" "$@" >"$OUT/$log" 2>&1 ||
         result="**failed**, status $?"
     seconds=$(($(date +%s) - since))
@@ -74,7 +74,7 @@ part() { # what it is, the file for its output, the command
 "
 }
 
-# The quick experiment again: a run that is trained again has a new row.
+# The quick experiment again: a run that is trained again would have a new row.
 nothing_left='
 before=$(cksum <"$OUT_DIR/results/results.csv") && sh exp.sh --quick || exit
 [ "$before" = "$(cksum <"$OUT_DIR/results/results.csv")" ] || {

@@ -49,7 +49,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(student / temperature, (teacher / temperature).softmax(1))
 
 
-# ---------------------------------------------------------------- response: what the logits say
+# ---------------------------------------------------------------- response: on logits
 # All take student and teacher logits [B, K], labels [B] and T (None where a method has none).
 
 
@@ -78,7 +78,7 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
     """
     s_target, s_others = split_target(student / temperature, labels)
     t_target, t_others = split_target(teacher / temperature, labels)
-    # The rest's share comes from a logsumexp: 1 - p is 0 at confident logits, and its log -inf.
+    # 1 - p by logsumexp: at confident logits 1 - p itself is 0, and its log -inf.
     s_binary = torch.stack([s_target, s_others.logsumexp(1)], dim=1)  # [B, 2]
     t_binary = torch.stack([t_target, t_others.logsumexp(1)], dim=1)
     target_term = kl_divergence(t_binary, s_binary)
@@ -129,13 +129,13 @@ def mse(student: Tensor, teacher: Tensor, labels: Tensor, temperature: None = No
 def smooth(student: Tensor, teacher: None, labels: Tensor, temperature: None = None) -> Tensor:
     """Label smoothing (Szegedy et al. 2016, CVPR, section 7): CE(uniform, softmax(s)), batch mean.
 
-    No teacher: it is here so that a method can be told from it. The paper's epsilon is alpha, 0.1
-    there. Checked against F.cross_entropy's label_smoothing.
+    No teacher: a baseline for the methods. The paper's epsilon is alpha, 0.1 there. Checked against
+    F.cross_entropy's label_smoothing.
     """
     return -student.log_softmax(1).mean(1).mean()
 
 
-# ---------------------------------------------------------------- what they are made of
+# ---------------------------------------------------------------- helpers
 
 
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class Method:
     models.stages finds them, the regressor None unless the method trains a module along.
     """
 
-    family: str  # response | feature | relation; labels: it asks no teacher
+    family: str  # response | feature | relation; labels: without a teacher
     loss: Callable[..., Tensor]
     paper: str
     temperature: bool = False  # has a T to sweep

@@ -1,5 +1,5 @@
 # Sourced by exp.sh and trial.sh after setup.sh: how many GPUs and processes there are ($GPUS, $RANKS,
-# $THREADS), and how a command is run on them (try, spread). $failed becomes 2 where one went wrong.
+# $THREADS), and how a script is run on them (try, launch). $failed becomes 2 where one failed.
 # shellcheck shell=sh disable=SC2034,SC2086
 
 case "$RANKS" in
@@ -9,7 +9,7 @@ case "$RANKS" in
     ;;
 esac
 THREADS=''
-# Counted are the GPUs that the scripts will use: the driver may have some that torch is too new for.
+# Count the GPUs that torch can use: it may be too new for the driver.
 count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
 case " $(echo $FLAGS | tr '=' ' ') " in
 *" --device cpu "*) GPUS=0 ;;
@@ -35,9 +35,9 @@ else
 fi
 
 failed=0 pids='' # of what runs in the background
-leave() { # with a status, after what runs in the background, which saves first
+leave() { # with a status, after the background processes, which save first
     trap '' INT TERM HUP USR1
-    [ -z "$pids" ] || sleep 1 # one just forked still has this shell's traps, and would lose it
+    [ -z "$pids" ] || sleep 1 # a process just forked still has this shell's traps
     kill $pids 2>/dev/null || true
     wait
     exit "$1"
@@ -47,8 +47,8 @@ trap 'leave 143' TERM
 trap 'leave 129' HUP  # the terminal was closed
 trap 'leave 138' USR1 # a scheduler's warning
 
-# A run that went wrong by itself (a loss that became non-finite, say) has said so in a line, and is
-# no reason to leave the other runs undone. Ctrl-C and signals end the script.
+# A run that failed by itself, as by a loss that became non-finite, has printed a line and does not
+# stop the others. Ctrl-C and signals end the script.
 try() {
     "$@" || {
         status=$?
@@ -57,8 +57,9 @@ try() {
     }
 }
 
-spread() { # over so many processes: a script and its flags
-    ranks=$1 && shift
+launch() { # the number of processes, a script and its flags, after those common to all scripts
+    ranks=$1 script=$2 && shift 2
+    set -- "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" $COMMON "$@"
     if [ "$ranks" = 1 ]; then
         ${exec:-} "$PYTHON" "$@"
     else

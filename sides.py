@@ -1,7 +1,7 @@
-"""The fair trial's sides: what each of them tries, and how one of it is chosen. See docs/trial.md.
+"""The fair trial's sides: the configurations of each, and how one is chosen. See docs/trial.md.
 
-A side is a way to train the student. Each tries the same number of configurations and is chosen
-from by the same rule, on held-out images alone.
+A side is a way to train the student. Each tries the same number of configurations, and one is
+chosen by the same rule, on held-out images only.
 """
 
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ from utils import UserError, brief, write_atomic
 BUDGET = 60  # configurations that a side tries
 KEEP = 6  # of them go on to the final
 SEARCH_SEEDS, FINAL_SEEDS = (0,), (0, 1, 2)
-FIRST_FRESH = 20  # seeds from here on measure, and have chosen nothing
+FIRST_FRESH = 20  # seeds from here on only measure
 FRESH, FEWER_FRESH, MANY = 10, 5, 10_000  # how many of those; fewer with more than MANY images
-SAME_TEACHER = 1  # the seed of a teacher that was trained on the student's very images
+SAME_TEACHER = 1  # the seed of a teacher that was trained on the student's own images
 
-# Without it each side's best learning rate is the last that trains with the seeds tried, and the
-# trial compares who is luckier at that edge (docs/trial.md).
+# Without it each side's best learning rate is the last at which the tried seeds did not diverge,
+# and the comparison is of luck at that edge (docs/trial.md).
 CLIP = 5.0
 
 MAIN = ("alone", "smooth", "kd")
@@ -33,7 +33,7 @@ KD_SAME = "kd-same"  # kd, taught by SAME_TEACHER
 
 
 class Config(NamedTuple):
-    """One configuration of a side: what of a cell is not its place, seed or teacher."""
+    """One configuration of a side: a cell without its place, seed and teacher."""
 
     lr: float
     weight_decay: float = 0.0
@@ -51,7 +51,7 @@ EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def alone() -> list[Config]:
-    """The student alone: what the others have to beat."""
+    """The student alone, the baseline."""
     return [Config(lr, decay) for lr, decay in product(FINE, DECAYS)]
 
 
@@ -81,7 +81,7 @@ def other(method: str) -> list[Config]:
     return [Config(lr, alpha=0.5, beta=beta) for lr, beta in product(DOUBLING, betas)]
 
 
-# A method with both a temperature and a weight would need a third axis, and is left out.
+# Without methods that have both a temperature and a weight: those would need a third axis.
 OTHERS = [name for name, m in METHODS.items() if m.beta is not None and not m.temperature]
 SIDES: dict[str, list[Config]] = {
     "alone": alone(),
@@ -138,8 +138,8 @@ def config_of(row: NamedTuple) -> Config:
     return Config(lr, decay, alpha, row.temperature or None, bool(row.scale_t2), beta)
 
 
-# All of a row that choosing may see. What else a row says of its network was measured on the test
-# set or the training images.
+# All of a row that may be used for choosing. Its other figures are of the test set or the training
+# images.
 SEEN = ["config", "seed", "val_acc"]
 
 
@@ -160,9 +160,9 @@ def finalists(rows: pd.DataFrame) -> list[int]:
 
 
 def winner(rows: pd.DataFrame) -> int | None:
-    """Of one side's finalists the best in the mean of FINAL_SEEDS; one that lacks a seed is out.
+    """Of one side's finalists with all FINAL_SEEDS the best in their mean.
 
-    None where the final is still to come, or nobody came through it.
+    None where the final has not been run, or every finalist lost a seed.
     """
     found = held_out(rows, FINAL_SEEDS)
     found = found.loc[found.index.isin(finalists(rows))].dropna().mean(axis=1)
@@ -173,7 +173,7 @@ def winner(rows: pd.DataFrame) -> int | None:
 
 
 def diverged_path(out_dir: Path) -> Path:
-    """Where the run ids of diverged runs stand, one a line, so that none is tried again."""
+    """The file of the run ids of diverged runs, one a line, so that none is tried again."""
     return csv_path(out_dir).with_name("diverged.txt")
 
 

@@ -1,9 +1,9 @@
 """The losses on layers: feature methods compare activations, relation methods pairs of samples.
 
 All take (student_stages, teacher_stages, regressor): the activations that models.stages finds,
-[B, C, H, W] from shallow to deep and `pooled` [B, D], and None unless the method trains a regressor
-along. Student and teacher may differ in every size but B. losses.py registers
-them; it also says how alpha and beta weigh them.
+[B, C, H, W] from shallow to deep and `pooled` [B, D]; the regressor is None unless the method has
+one. Student and teacher may differ in every size but B. losses.py registers them and explains
+alpha and beta.
 """
 
 import math
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from models import widest
 from utils import UserError
 
-# A vector shorter than this is taken for zero. No feature comes near it, and float32 still holds
-# the square of its inverse, which a gradient needs.
+# A vector shorter than this counts as zero. Features are far longer, and float32 can still hold the
+# square of its inverse, which a gradient needs.
 TINY = 1e-12
 
 Stages = dict[str, Tensor]
 
 
-# ---------------------------------------------------------------- which layers meet
+# ---------------------------------------------------------------- which stages are compared
 
 
 def layer_pairs(student_stages: Stages, teacher_stages: Stages) -> list[tuple[str, str]]:
     """Pairs (student stage, teacher stage) of equal height and width, from shallow to deep.
 
-    Where the teacher has several of that size, it is the deepest: the one that knows most.
+    Where the teacher has several of that size, it is the deepest.
     Raises UserError if there is no such pair.
     """
     student, teacher = maps(student_stages), maps(teacher_stages)
@@ -75,7 +75,7 @@ def deepest(stages: Stages, who: str) -> Tensor:
 
 
 def pooled(stages: Stages, who: str) -> Tensor:
-    """The features that the linear head sees, [B, D]. Raises UserError."""
+    """The input of the linear head, [B, D]. Raises UserError."""
     if "pooled" not in stages:
         raise UserError(f"this method compares the layer `pooled`, and the {who} has none")
     return stages["pooled"]
@@ -262,7 +262,7 @@ def kernel_matrix(x: Tensor) -> Tensor:
     return math.exp(-2 * CC_GAMMA) * series
 
 
-# ---------------------------------------------------------------- what they are made of
+# ---------------------------------------------------------------- helpers
 
 
 def inverse(length: Tensor) -> Tensor:

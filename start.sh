@@ -1,17 +1,17 @@
-# Sourced first by exp.sh, trial.sh and gpu.sh, which say where they were called from ($caller).
+# Sourced first by exp.sh, trial.sh and gpu.sh, which set the folder they were called from ($caller).
 # shellcheck shell=sh disable=SC2154
 
-# It keeps Python from the modules beside a script.
+# It would hide the modules beside a script from Python.
 unset PYTHONSAFEPATH
-# Lists are split into words, and a * among them is no file.
+# Lists are split into words, without expanding a *.
 set -f
 
-head_of() { # a script: its first lines, which say what it does
+head_of() { # a script: prints its first comment, its help
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1" | grep -v '^shellcheck'
     exit 0
 }
 
-from_caller() { # a path: where the caller meant it to be, not below this repository; '' stays ''
+from_caller() { # a path, made absolute by the caller's folder; '' stays ''
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }
 

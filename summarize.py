@@ -58,18 +58,12 @@ def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Result
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--out-dir",
-        type=Path,
-        default=utils.ROOT,
-        help="where results/ is (default: the repository)",
-    )
-    parser.add_argument(
-        "--metric",
-        choices=["best", "last"],
-        help="what table.md shows: accuracy of the best or of the last epoch (default: the last "
-        "where T_max = epochs; else the epoch chosen on validation; else the best)",
-    )
+    add = parser.add_argument
+    add("--out-dir", type=Path, default=utils.ROOT, help="where results/ is (default: the "
+        "repository)")  # fmt: skip
+    add("--metric", choices=["best", "last"], help="what table.md shows: accuracy of the best or "
+        "of the last epoch (default: the last where T_max = epochs; else the epoch chosen on "
+        "validation; else the best)")  # fmt: skip
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,10 @@
-"""Train a student alone, without a teacher: the line that distillation has to beat.
+"""Train a student alone, without a teacher: the baseline of distillation.
 
     python train_student.py --seed 0 1 2 3 4
     python train_student.py --lr 0.01 0.03 0.1 0.3 --seed 0 1 2
 
-Where a teacher of this data set is in the out-dir already, its agreement with the student is
-measured at the end; it has no part in the training.
+Where the out-dir has a teacher of this data set, its agreement with the student is measured at the
+end; it is not used in training.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The fair trial: every way to train a student tuned alike, then measured with fresh seeds.
+"""The fair trial: every way to train a student is tuned alike, then measured with fresh seeds.
 
     python trial.py --stage search --train-size 1000 --width 16 --teacher T.pt --out-dir trial
     python trial.py --stage final ...     # the best of each side again, with more seeds
@@ -27,7 +27,7 @@ from utils import Diverged, UserError, is_lead, note, run_script, say, write_ato
 
 STAGES = ("search", "final", "fresh")
 STEPS, LEAST_EPOCHS = 2000, 20
-# The trial sets these itself, so the flags that training scripts have for them are refused.
+# Set by the trial, so that their flags are refused.
 OWN = ("epochs", "t_max", "schedule", "optimizer", "eval_every", "last_batch", "clip")
 OWN += (*OPTIMISER, "seed")
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run_command(cells, args)
     except Diverged:
-        # A search that reaches as far as the largest useful learning rate must lose some. All
-        # others have their rows by now, so what has none has diverged.
+        # Expected: the search goes beyond the largest useful learning rate. All others have their
+        # rows by now, so a run without one has diverged.
         there = set(read_rows(csv_path(args.out_dir)).run_id)
         lost = {run_id(cell, settings) for cell in cells} - there
         note(f"{len(lost)} of {len(cells)} runs diverged and left no row")
@@ -65,7 +65,7 @@ def epochs_of(images: int, steps: int = STEPS, batch_size: int = Settings.batch_
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The cells of a stage at a place, all sides together.
 
-    Raises UserError where the stage before is not done, or a side is asked for without its teacher.
+    Raises UserError where the previous stage is not done, or the teacher is not the side's.
     """
     mine = rows_here(args) if args.stage != "search" else None
     seed, fresh = teacher_seed(args), sides.fresh_seeds(args.train_size, args.fresh)
@@ -92,7 +92,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
 
 
 def rows_here(args: argparse.Namespace) -> pd.DataFrame:
-    """The sides' rows at this place and of these very settings."""
+    """The sides' rows at this place, with these settings."""
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
     here = rows.width == args.width
     for name in PROTOCOL:
@@ -106,7 +106,7 @@ def write_report(out_dir: Path, fresh: int | None) -> None:
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
-    from reporting import report, trial, trial_page, trial_pictures  # not what a stage needs
+    from reporting import report, trial, trial_page, trial_pictures  # a stage needs none of them
 
     path = csv_path(out_dir)
     found = trial.read(clean(read_rows(path)), fresh, sides.diverged(out_dir))

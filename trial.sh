@@ -12,10 +12,10 @@
 #   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
 #   METHODS           further sides, as "sp at"
 #   TEACHER           a checkpoint; unset: one is trained on all images but those held out
-#   SAME_TEACHER      sizes at which kd also gets a teacher trained on the very same images
+#   SAME_TEACHER      sizes at which kd also gets a teacher trained on the student's own images
 #   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
 #   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
-# A run that has its row in the CSV is not run again, so the same command goes on where it stopped.
+# A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu
 caller=$PWD
@@ -49,16 +49,10 @@ fi
 : "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
 : "${FLAGS:=}" "${RANKS:=}"
 
-NEEDS=requirements.txt
+NEEDS=requirements.txt COMMON="--val-size $VAL_SIZE"
 . ./setup.sh
 . ./ranks.sh
 
-everyone() { # processes, a script and its flags, after those that all scripts have
-    ranks=$1 script=$2
-    shift 2
-    spread "$ranks" "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" \
-        --val-size "$VAL_SIZE" "$@"
-}
 
 for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE; do
     case "$size" in
@@ -71,8 +65,8 @@ done
 
 fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
 
-# What goes wrong at one place is no reason to leave the others undone; the report names them.
-attempt() { # a command; says by its status whether it went well
+# A failure at one place does not stop the others; the report names unfinished ones.
+attempt() { # a command; its status is that of the command, and $failed keeps earlier failures
     before=$failed failed=0
     try "$@"
     [ "$failed" = 0 ] && failed=$before
@@ -81,14 +75,14 @@ attempt() { # a command; says by its status whether it went well
 place() { # images, width, then the sides and, where TEACHER is empty, their teacher
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        attempt everyone "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
+        attempt launch "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
             --train-size "$1" --width "$2" --sides $3 ${TEACHER:+--teacher "$TEACHER"} || return 0
     done
 }
 
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
-    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
     found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt" -o \
         -name "*-teacher-s0*-val$VAL_SIZE-px*[0-9].pt")
     [ -n "$found" ] && [ "$(echo "$found" | wc -l)" = 1 ] || {
@@ -109,7 +103,7 @@ TEACHER=''
 for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
-    attempt everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
+    attempt launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
         --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
     place "$size" "$WIDTH" "kd-same --teacher-seed 1"
 done

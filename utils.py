@@ -1,4 +1,4 @@
-"""What every part may use: errors, randomness, files that are whole or absent, TensorBoard."""
+"""For every part: errors, randomness, atomic writes, checkpoints, TensorBoard."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
-    """One line for the person at the terminal; the scripts print it and exit with status 2."""
+    """One line for the user; the scripts print it and exit with status 2."""
 
 
 class Diverged(UserError):
@@ -30,7 +30,7 @@ class Diverged(UserError):
 
 
 class OwnError(UserError):
-    """A UserError of this rank alone: under torchrun the lead does not know of it."""
+    """A UserError of this rank only, which the lead under torchrun does not have."""
 
 
 class Interrupted(Exception):
@@ -43,13 +43,13 @@ class Interrupted(Exception):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main: a UserError becomes one line on stderr and exit status 2."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed by whoever began us)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever a terminal's encoding lacks
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed by our parent)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        # Under torchrun every rank has it, and one says it; but for a rank's own error.
+        # Under torchrun every rank has it and one prints it, but for a rank's own error.
         if is_lead() or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -59,8 +59,8 @@ def run_script(main: Callable[[], None]) -> None:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(stop.status) from None
     if process_count() > 1:
-        # All is written and the group is left, but torch's threads race the end of the interpreter:
-        # 1 rank in 75 aborted there, and torchrun called the whole command failed.
+        # Everything is written, but torch's threads race the interpreter's shutdown: 1 rank in 75
+        # aborted there, and torchrun reported the command as failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -73,19 +73,19 @@ def stream(seed: int, epoch: int, purpose: str) -> np.random.Generator:
 
 
 def checksum(files: Iterable[Path]) -> int:
-    """CRC-32 of what the files hold, one after another."""
+    """CRC-32 of the files' contents, one after another."""
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
 def is_lead() -> bool:
-    """Whether this process speaks for the command: alone, or the first under torchrun."""
+    """Whether this process prints and writes rows: the only one, or rank 0 under torchrun."""
     return process_count() == 1 or os.environ["RANK"] == "0"
 
 
 def process_count() -> int:
-    """How many processes the command has: more than one under torchrun alone.
+    """How many processes the command has: more than one only under torchrun.
 
-    Schedulers leave some of what it sets; only all of it makes a process one of several.
+    Schedulers set some of torchrun's variables, so all of them are required.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     rank, world, *_ = (os.environ.get(name, "") for name in names)
@@ -94,12 +94,18 @@ def process_count() -> int:
 
 
 def brief(error: Exception) -> str:
-    """What an exception says, to be part of one line."""
+    """An exception's message, as part of one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def listed(names: list[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`, or `none`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"
+
+
 def say(line: str) -> None:
-    """A line on stdout. Where nobody reads on (`| head`), training goes on."""
+    """A line on stdout. Training goes on where the pipe is closed (`| head`)."""
     try:
         print(line, flush=True)
     except OSError:
@@ -112,15 +118,15 @@ def note(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------- whole files
+# ---------------------------------------------------------------- files
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, not a torn one.
+    """Write a file atomically: a kill leaves the old content or the new, never a part.
 
     Raises UserError if the folder cannot be written.
     """
-    path = Path(os.path.realpath(path))  # a link stays one, to the new content
+    path = Path(os.path.realpath(path))  # a link stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,14 +143,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         ) from None
 
 
-def acquired(lock: Path, timeout: float = -1) -> filelock.FileLock:
-    """The lock file, held by this process until its release; a timeout in seconds, -1: for ever.
+def acquired(lock: Path, timeout: float = -1) -> contextlib.AbstractContextManager:
+    """Lock a file now; the end of the `with` releases it. Timeout in seconds, -1: for ever.
 
-    Raises filelock.Timeout where another holds it on, and UserError where there can be none.
+    Raises filelock.Timeout where another process holds it, and UserError where it cannot be locked.
     """
-    held = filelock.FileLock(lock, mode=0o666)  # whoever shares the folder may take it next
     try:
-        return held.acquire(timeout).lock
+        return filelock.FileLock(lock, mode=0o666).acquire(timeout)  # other users may lock it, too
     except filelock.Timeout:
         raise
     except (OSError, NotImplementedError) as error:
@@ -154,15 +159,10 @@ def acquired(lock: Path, timeout: float = -1) -> filelock.FileLock:
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before hours of training rather than after. Raises UserError."""
+    """Make the folder and check that it can be written, before hours of training. UserError."""
     probe = folder / f".writable.{os.getpid()}"
     write_atomic(probe, b"")
     probe.unlink()
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -170,8 +170,8 @@ def remove_tree(folder: Path) -> None:
 
 CHECKPOINT = {"run_id": str, "model": str, "width": int, "classes": int, "mean": list, "std": list}
 CHECKPOINT |= {"cell": dict, "data": int, "state": dict}
-SAFE_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)  # of a file, when another file says it
-LARGEST = 2**63 - 1  # whole number that a CSV, a tensor and TensorBoard hold
+SAFE_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)  # a file's name, from an untrusted file
+LARGEST = 2**63 - 1  # whole number that CSV, tensors and TensorBoard can hold
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -209,7 +209,7 @@ def load_checkpoint(path: Path) -> dict:
 def what_is_wrong(content: object) -> str | None:
     """Why a file that torch can read is no checkpoint, in words; None where it is one.
 
-    It may be a stranger's, and what it says becomes part of file names.
+    It may be untrusted, and parts of it become file names.
     """
     if not isinstance(content, dict):
         return f"it holds a {type(content).__name__}"
@@ -264,9 +264,9 @@ class Curves:
     def __init__(self, out_dir: Path, run_id: str, epochs_done: int):
         folder = out_dir / "runs" / run_id
         check_writable(folder)
-        # What an overwritten run left goes when this one is done, and stays if it fails.
+        # An overwritten run's curves are removed when this one is done.
         self.old = [] if epochs_done else list(folder.glob("events.out.*"))
-        # What a killed try wrote of later epochs is hidden by purge_step.
+        # purge_step hides what a killed try wrote of later epochs.
         self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, epoch: int, record: dict[str, float]) -> None:
@@ -277,9 +277,9 @@ class Curves:
         self.writer.flush()
 
     def close(self, row: dict) -> None:
-        """The HParams entry, so that the HPARAMS tab can sort the runs.
+        """Write the HParams entry, so that the HPARAMS tab can sort the runs.
 
-        Every run has every key, for the tab takes its columns from any one of them; 0 is none.
+        Every run has every key, as the tab takes its columns from any one of them; 0 is none.
         """
         chosen = {name: 0.0 if row[name] is None else row[name] for name in self.HPARAMS}
         metrics = {f"hparam/{name}": row[name] for name in ("test_acc", "best_test_acc")}
@@ -293,7 +293,7 @@ class Curves:
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
     """PNG files for TensorBoard's IMAGES tab, in runs/summary/."""
     folder = out_dir / "runs" / "summary"
-    remove_tree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
         for name, png in images.items():
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

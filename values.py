@@ -1,4 +1,4 @@
-"""What a flag's value may be: types for argparse, each of which says what it wants."""
+"""argparse types for the flags' values, whose errors name what is wanted."""
 
 import argparse
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from utils import LARGEST
 
 
 def number(kind: type, test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: `kind`, as large as tensors hold, passing `test`; `what` is wanted."""
+    """An argparse type: a `kind` that tensors can hold and `test` accepts; `what` describes it."""
 
     def parse(raw: str) -> float:
         try:
@@ -35,7 +35,7 @@ BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 
 def filled(raw: str) -> str:
-    """An argparse type: a text that a variable without a value does not leave."""
+    """An argparse type: text that is not empty, as an unset shell variable is."""
     if not raw:
         raise argparse.ArgumentTypeError("it is empty")
     return raw

@@ -21,12 +21,12 @@ def setting(
     default: Any, short: str | None, help: str, group: str = "optimisation", only: tuple = (),
     before: str = "", **how: Any
 ) -> Any:  # fmt: skip
-    """A field that is a setting, declared here and nowhere else.
+    """A field that is a setting, declared only here.
 
-    `short`: how it reads in a run id where it is not the default; None: another one says it.
+    `short`: its prefix in a run id, where it is not the default; None: another setting implies it.
     `help`, `group` and `how` make its flag, as argparse's add_argument takes them. `only`: the
-    setting, and its value, without which this one has no effect. `before`: which it precedes in
-    run ids, where it is a cell's own.
+    setting, and its value, without which this one has no effect. `before`: for a cell's own, the
+    setting that follows it in run ids.
     """
     how |= {"default": default, "help": help}
     known = {"short": short, "group": group, "only": only, "before": before, "flag": how}
@@ -58,7 +58,7 @@ class Settings:
     epochs: int = setting(100, "e", "passes over the training set", type=COUNT)
     batch_size: int = setting(128, "b", "images a step", type=COUNT)
     last_batch: str = setting("keep", "last", "an epoch's last batch, if smaller: a step as long "
-        "as any, no step, or one as long as its share",
+        "as any, no step, or one weighted by its size",
         choices=["keep", "drop", "weigh"])  # fmt: skip
     t_max: int = setting(200, "tmax", "epochs until the cosine reaches 0; the reference stops "
         "half-way", only=("schedule", "cosine"), type=COUNT)  # fmt: skip
@@ -67,11 +67,10 @@ class Settings:
         type=NOT_NEGATIVE, metavar="NORM")  # fmt: skip
     normalization: str = setting("reference", "norm", "the reference's constants, or the training "
         "set's own", "data", choices=["reference", "data"])  # fmt: skip
-    # Like the device it says how a run is computed, not what is: no run id or protocol has it.
-    amp: bool = False  # bfloat16 autocast in the networks that gain by it
-    schedule: str = setting("cosine", None, "how the learning rate falls: as half a cosine of "
+    # Like the device it is how a run is computed, not what: in no run id and no protocol.
+    amp: bool = False  # bfloat16 autocast, in the networks that declare AUTOCAST
+    schedule: str = setting("cosine", None, "how the learning rate decays: as half a cosine of "
         "--t-max epochs, or at --milestones", choices=["cosine", "step"])  # fmt: skip
-    # Text, as the CSV has it.
     milestones: str = setting("none", "step", "after how many epochs --schedule step multiplies "
         "the learning rate by --gamma", only=("schedule", "step"),
         nargs="+", metavar="EPOCH")  # fmt: skip
@@ -105,9 +104,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to train. `teacher_seed` is None where no teacher is asked.
+    """One network to train. `teacher_seed` is None where there is no teacher.
 
-    lr and weight decay are a cell's own: a baseline is to be tuned as much as a method is.
+    lr and weight decay are a cell's own, so that a baseline can be tuned as much as a method.
     """
 
     model: str
@@ -116,7 +115,7 @@ class Cell:
     method: str = "none"
     alpha: float = 0.0  # weight of the soft loss; the hard loss has 1 - alpha
     temperature: float | None = None
-    beta: float | None = None  # the method's own weight of its term, where it has one
+    beta: float | None = None  # weight of the method's term, where it has one
     scale_t2: bool = False
     lr: float = setting(
         0.1, "lr", "learning rate of the first epoch", before="t_max", type=POSITIVE
@@ -125,10 +124,10 @@ class Cell:
         0.0, "wd", "weight decay; decoupled with adamw", before="clip", type=NOT_NEGATIVE
     )
     teacher_seed: int | None = None
-    teaches: bool = False  # a teacher: found by data set, model and seed alone
+    teaches: bool = False  # a teacher, whose run id has only data set, model and seed
     student_layers: str = ""  # names of modules whose outputs are stages; blank: those found
     teacher_layers: str = ""
-    weights: str = ""  # SHA-256 of the file that a teacher's first weights are from, 12 digits
+    weights: str = ""  # a teacher's: 12 hex digits of the SHA-256 of its --weights file
     auto_beta: bool = False  # beta is what the first batch says (engine/balance.py)
     soft_warmup: int = 0  # epoch i of so many, from 1, has i / N of the soft loss's weight
 
@@ -174,19 +173,19 @@ def every_setting(cell: Cell, settings: Settings) -> dict:
 
 
 def data_suffix(settings: Settings) -> str:
-    """What a teacher's run id says of its settings: its data."""
+    """The settings in a teacher's run id: its data."""
     return changed(asdict(settings), DATA_SETTINGS)
 
 
 def text(value: float | str) -> str:
-    """5.0 as 5, 2.5 as 2.5, 150 180 as 150.180, and no two different values alike; True is ""."""
+    """5.0 as 5, 2.5 as 2.5, 150 180 as 150.180; different values stay different; True is ""."""
     if isinstance(value, str):
         return value.replace(" ", ".")
     return "" if value is True else repr(value + 0).removesuffix(".0")
 
 
 def run_id(cell: Cell, settings: Settings) -> str:
-    """Readable and unique: `cnn-kd-a0.5-T10-s0`, then what differs from the protocol."""
+    """`cnn-kd-a0.5-T10-s0`, then every setting that differs from the protocol; unique."""
     parts = [file_name(cell.model)]
     if cell.width != default_width(cell.model):
         parts[0] += f"w{cell.width}"
@@ -224,7 +223,7 @@ def in_short(layers: str) -> str:
 
 
 def label(cell: Cell) -> str:
-    """The cell as a person would say it, for progress lines."""
+    """The cell in words, for progress lines."""
     parts = [
         cell.model
         if cell.width == default_width(cell.model)

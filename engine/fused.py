@@ -1,11 +1,11 @@
 """All student CNNs of a group in one step, for GPUs.
 
-Forty-five tiny students one after another are a few thousand kernel launches a step; stacked they
-are a few dozen. The loop over `student_step` is the reference, and this agrees with it (a test says
-to 1e-10 in float64). Limited to the plain CNN and to methods that learn from logits.
+45 small students one after another are thousands of kernel launches a step; stacked, a few dozen.
+It agrees with the loop over `student_step` (a test: to 1e-10 in float64). For the CNN and methods
+on logits or labels only.
 
-The trainees' own parameters become views into the stacks, so that evaluation, saving and the loop
-go on working on the same memory.
+The trainees' own parameters become views into the stacks, so evaluation, saving and the loop work
+on the same memory.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def can_fuse(trainees: list[Trainee]) -> bool:
-    """Whether these cells can be stepped as one: all a CNN, none learning from activations."""
+    """Whether these cells can be stacked: all CNNs, none with a method on activations."""
     return len(trainees) > 1 and all(
         type(t.model) is CNN and not t.draws and not t.on_stages for t in trainees
     )
@@ -48,7 +48,7 @@ class FusedStep:
         self.alpha = self._column(t.cell.alpha for t in trainees)
         self.weight = self._column(t.soft_weight(t.epoch) for t in trainees)
         self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
-        # Which cells have a soft loss, and which: method -> their places in the stack.
+        # Method -> places in the stack of the cells that have it.
         places: dict[Method, list[int]] = {}
         for place, trainee in enumerate(trainees):
             if trainee.on_logits:
@@ -70,7 +70,7 @@ class FusedStep:
         return stack
 
     def _kept(self, name: str) -> dict[str, Tensor]:
-        """What the cells' own optimisers keep of a parameter, stacked; its rows become theirs."""
+        """The cells' optimiser state of a parameter, stacked; its rows become theirs."""
         states = [t.optimiser.state[t.model.get_parameter(name)] for t in self.trainees]
         found = {}
         for what in kept(self.settings):
@@ -96,12 +96,12 @@ class FusedStep:
         """
         p, cells, batch = self.stacks, len(self.trainees), len(x)
         width = p["conv1.weight"].shape[1]
-        # The cells share the input, so their first convolutions are one, with C * w channels.
+        # All cells have the same input: their first convolutions are one, with C * w channels.
         h = F.conv2d(x, p["conv1.weight"].flatten(0, 1), p["conv1.bias"].flatten(), 2, 1)
         h = F.leaky_relu(h, 0.2).permute(0, 2, 3, 1)  # [B, 16, 16, C * w], as it lies in memory
         h = first_max(first_max(h, 2), 1)
-        # The second one differs in input and weights: patches times weights, a bmm over the cells.
-        # A patch has its channels innermost, as the memory has: neighbours are read together.
+        # In the second, inputs and weights differ: im2col and a bmm over the cells, with a patch's
+        # channels innermost, as in memory.
         patches = taps(taps(h, 1), 3).unflatten(5, (cells, width))  # [B, 8, 3, 8, 3, C, w]
         patches = patches.permute(5, 0, 1, 3, 2, 4, 6)
         kernel = p["conv2.weight"].permute(0, 3, 4, 2, 1).flatten(1, 3)  # [C, 9w, 2w]
@@ -127,11 +127,11 @@ class FusedStep:
         return logits, mix(hard, soft, self.alpha, self.weight), hard, soft
 
     def compile_for(self, size: int) -> None:
-        """From now on take the steps of `size` images by kernels that torch.compile makes."""
+        """From now on compile the steps of `size` images with torch.compile."""
         self.compiled_size = size
 
     def _learn(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Losses and gradients, by compiled kernels if so told; a smaller batch goes without."""
+        """Losses and gradients, compiled after `compile_for`, but for smaller batches."""
         if len(batch.labels) == self.compiled_size:
             try:
                 if not self.compiled:
@@ -165,33 +165,33 @@ class FusedStep:
 
 
 def shifted(h: Tensor, dim: int, by: int, filled: float) -> Tensor:
-    """h with its entries moved on by one along `dim` (-1: back), `filled` where none has come."""
+    """h shifted by one along `dim` (-1: back); `filled` where nothing moved in."""
     return F.pad(h, (0, 0) * (h.ndim - 1 - dim) + (by, -by), value=filled)
 
 
 def first_max(h: Tensor, dim: int) -> Tensor:
     """The larger of each entry and the next along `dim`; of equal ones the first, as F.max_pool2d.
 
-    Along a row and then a column it is that pool of 2x2 with stride 1, and so is its gradient. But
-    it is all element by element, of which torch.compile makes one kernel.
+    Along rows and then columns it is the 2x2 max-pool of stride 1, gradient included, but
+    element-wise, so torch.compile fuses it into one kernel.
     """
     following = shifted(h, dim, -1, float("-inf"))
     return torch.where(following > h, following, h)
 
 
 def taps(h: Tensor, dim: int) -> Tensor:
-    """What each place of a convolution of 3, stride 2 and padding 1 sees: [..., 2n, ...] to n, 3.
+    """The inputs of a convolution of 3, stride 2, padding 1 along `dim`: [..., 2n, ...] to n, 3.
 
-    Place i sees 2i - 1, 2i and 2i + 1. (Not Tensor.unfold, whose gradient was a fifth of a step.)
+    Output i has inputs 2i - 1, 2i and 2i + 1. (Tensor.unfold's gradient took a fifth of a step.)
     """
-    if h.shape[dim] % 2:  # the last place sees one zero more
+    if h.shape[dim] % 2:  # the last output has one more zero
         h = F.pad(h, (0, 0) * (h.ndim - 1 - dim) + (0, 1))
     even, odd = h.unflatten(dim, (-1, 2)).unbind(dim + 1)
     return torch.stack([shifted(odd, dim, 1, 0.0), even, odd], dim + 1)
 
 
-def clipped(gradients: Iterable[Tensor], longest: float) -> list[Tensor]:
-    """Gradients [C, ...] as torch.nn.utils.clip_grad_norm_ leaves them, each cell by its own."""
+def clipped(gradients: Iterable[Tensor], max_norm: float) -> list[Tensor]:
+    """Gradients [C, ...], each cell's clipped as torch.nn.utils.clip_grad_norm_ does."""
     squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
-    shorten = (longest / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)  # [C]
-    return [gradient * by_cell(shorten, gradient) for gradient in gradients]
+    scale = (max_norm / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1)  # [C]
+    return [gradient * by_cell(scale, gradient) for gradient in gradients]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # steps before the capture: libraries choose their kernels, buffers come to be
+WARM_UP = 3  # steps before the capture, in which libraries choose kernels and allocate buffers
 
 
 def record(
@@ -13,11 +13,11 @@ def record(
     tensors: Callable[[], list[Tensor]],
     capture: Callable[[Callable[[], None]], Callable[[], None]],
 ) -> Callable[[], None]:
-    """What replays `step`, a function of nothing: it reads and writes the same memory every time.
+    """A function that replays `step`, which reads and writes the same memory every time.
 
-    `capture(step)` takes some steps to warm up; they leave no trace in `tensors()`, all that a step
-    changes. What came to be by them (momentum) is zero, as before a first step. Raises RuntimeError
-    where the step cannot be recorded; then too the tensors are as they were.
+    `capture(step)` takes some warm-up steps. Afterwards `tensors()`, all that a step changes, are
+    restored, and those that were created (momentum) are zero. Raises RuntimeError where the step
+    cannot be recorded; the tensors are restored then, too.
     """
     before = {tensor.data_ptr(): tensor.clone() for tensor in tensors()}
     try:
@@ -32,25 +32,25 @@ def record(
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Capture `step` on the current CUDA device, after a warm-up."""
     here = torch.cuda.current_stream()
-    side = torch.cuda.Stream()  # capture wants what it captures to have run on another stream
+    side = torch.cuda.Stream()  # torch wants the warm-up on another stream than the capture
     side.wait_stream(here)
     try:
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 step()
-    finally:  # half a warm-up too has launched kernels, and its traces are about to be removed
+    finally:  # also after a failed warm-up: `record` is about to restore the tensors
         here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             step()
-    finally:  # where the capture fails, torch leaves its own stream the current one
+    finally:  # a failed capture leaves its own stream the current one
         torch.cuda.set_stream(here)
     return graph.replay
 
 
 def reason(error: BaseException) -> str:
-    """Why a recording failed, in a line: the first error, not those that closing it raised."""
+    """Why a capture failed, in a line: the first error, not those raised while ending it."""
     while error.__context__:
         error = error.__context__
     return (str(error).splitlines() or [type(error).__name__])[0]

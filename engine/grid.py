@@ -1,4 +1,4 @@
-"""From a command's cells to finished rows: skip what is done, group the rest, train it."""
+"""From a command's cells to finished rows: skip what is done, group the rest, train them."""
 
 import argparse
 import dataclasses
@@ -33,14 +33,14 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     settings = settings_of(args)
     if settings.amp is None:
         settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
-    for name in ("results", "checkpoints", "runs"):
+    for name in ("checkpoints", "runs"):
         check_writable(args.out_dir / name)
     with locked(csv_path(args.out_dir)):
-        pass  # rather than after hours
+        pass  # fail now rather than after hours
     taught = any(cell.taught for cell in cells)
     data = load_in_turn(settings, args.data_dir, device, ranks)
     steps_in(len(data.train), settings)  # raises where there is none, before anything is made
-    parallel.keep_freed_memory()  # from here on: what loading has freed is given back
+    parallel.keep_freed_memory()  # only now, so that what loading freed is returned
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
     pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
@@ -82,7 +82,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells of a seed together, who see the same views; those of one width side by side."""
+    """The cells of a seed together, as they see the same views; those of one width side by side."""
     ordered = sorted(cells, key=lambda cell: (cell.seed, cell.width))
     return [list(group) for _, group in groupby(ordered, lambda cell: cell.seed)]
 
@@ -117,7 +117,7 @@ def load_in_turn(
 def meet_teacher(
     args: argparse.Namespace, settings: Settings, data: Data, device: torch.device, needed: bool
 ) -> Teacher | None:
-    """The teacher on the device. Where no cell needs it, one that is no use is no error.
+    """The teacher on the device. Where no cell needs it, one that cannot be used is no error.
 
     Raises UserError where it is needed and missing, broken, or trained on other images.
     """
@@ -158,8 +158,8 @@ def teacher_seed(args: argparse.Namespace) -> int:
 def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> Path | None:
     """--teacher, or the one teacher of this data set and seed in the out-dir.
 
-    Where no cell needs it (`needed` is False), a teacher that is there still serves to measure the
-    students' agreement with it. Raises UserError where it is needed and missing or ambiguous.
+    Where no cell needs it, an existing teacher still serves to measure the students' agreement.
+    Raises UserError where it is needed and missing or ambiguous.
     """
     if "teacher" not in args:  # train_teacher.py
         return None
@@ -189,8 +189,8 @@ def pending_cells(
 ) -> list[Cell]:
     """The cells without a row yet; with --overwrite all of them.
 
-    Raises UserError where a row has the run id but was made with other settings, another teacher
-    (not `sha`) or other images: to count it as done would mix two experiments.
+    Raises UserError where a row has the run id but other settings, another teacher (not `sha`) or
+    other images: counting it as done would mix two experiments.
     """
     rows = read_rows(csv_path(args.out_dir)).set_index("run_id")
     if args.overwrite:
@@ -222,14 +222,14 @@ def pending_cells(
             other.append(f"teacher {row.teacher_sha}, now {sha}")
         images = ("training", row.data, data.fingerprint), ("test", row.test_data, data.measured_on)
         for what, then, now in images:
-            if pd.notna(then) and then != now:  # blank: an older version did not say
+            if pd.notna(then) and then != now:  # blank in rows of an older version
                 other.append(f"other {what} images, of checksum {then:.0f}, now {now}")
         if other:
             raise UserError(
                 f"{name} is in {csv_path(args.out_dir)} with other settings "
                 f"({'; '.join(other)}): choose another --out-dir, or --overwrite"
             )
-        # A teacher without its checkpoint cannot teach, and best weights cannot be had otherwise.
+        # A teacher needs its checkpoint, and best weights come only from training again.
         lost = cell.teaches and not path.exists()
         if lost or (args.keep == "best" and not best_path(path).exists()):
             pending.append(cell)

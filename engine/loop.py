@@ -3,11 +3,11 @@
 `train` is given the cells of a command that share a seed and a network, and so see the same views.
 An epoch is: its views (a pure function of seed and epoch); the teacher's logits for all of them;
 then, batch by batch, one step of every cell; then one record a cell. Cells share the batch and
-nothing else, so a cell ends with the same bits in any company (on a GPU, where cells in company
-are computed by other kernels than a lone one, with the same numbers up to rounding).
+nothing else, so a cell's bits do not depend on which others are trained with it (on a GPU, where
+stacked cells use other kernels than a lone one, equal up to rounding).
 
-Every cell carries its own position (epoch, step). A run that goes on after a kill starts at the
-earliest position of all, and a cell that is ahead waits for the others.
+Every cell has its own position (epoch, step). A run that resumes starts at the earliest of them,
+and a cell that is ahead waits for the others.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import nn
 from engine import measure
 from engine.balance import balance
 from engine.cells import Cell, label
-from engine.parallel import share
+from engine.parallel import all_gather
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
 from engine.rows import best_epoch, leave, on_cpu
@@ -32,7 +32,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
     """Train the `pending` ones of a group's cells (one seed, one network) and write their rows.
 
     Returns one line for each cell whose loss became non-finite; those leave no row. Raises
-    UserError where another process is at it or an unfinished run of other settings is in the way.
+    UserError where another process trains them or an unfinished run has other settings.
     """
     ranks, settings, images = run.ranks, run.settings, run.data.train
     mine = pending[ranks.rank :: ranks.world]
@@ -48,8 +48,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         steps = Steps(trainees, run)
         for trainee in trainees:
             trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
-        asks = any(share(ranks, any(t.learns_from_logits for t in trainees)))
-        first = min(share(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
+        uses_logits = any(all_gather(ranks, any(t.learns_from_logits for t in trainees)))
+        first = min(all_gather(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
         progress = Progress(what, settings.epochs, steps.count, first, ranks.lead)
         if not settings.epochs:  # --weights as they are
@@ -57,7 +57,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         for epoch in range(first, settings.epochs):
             views = epoch_views(group[0].seed, epoch, images)
             logits = None
-            if asks:
+            if uses_logits:
                 progress.doing(f"epoch {epoch + 1}, teacher")
                 logits = epoch_logits(
                     run.teacher, images, views, run.sheet, ranks, state.save_if_due
@@ -73,7 +73,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
                 state.save_if_due()
             record(here, epoch, steps, run, progress)
             state.save_if_due()
-            if not any(share(ranks, any(not t.diverged for t in trainees))):
+            if not any(all_gather(ranks, any(not t.diverged for t in trainees))):
                 break
         progress.close()
         complaints = leave(trainees, run, state, len(pending))
@@ -83,7 +83,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
 
 
 def introduce(trainees: list[Trainee], run: Run) -> None:
-    """Let methods on activations see theirs and the teacher's once, before anything is written.
+    """Have methods on activations find both networks' stages, before anything is written.
 
     Raises UserError where the networks lack the layers that a method compares, or one cannot learn
     from an epoch's last batch.
@@ -95,7 +95,7 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
     for cell in {t.cell for t in trainees if lone}:
         try:
             draws(cell.model, cell.width, len(run.data.classes), settings.image_size, images=1)
-        except UserError as error:  # a batch norm that sees one number a channel
+        except UserError as error:  # batch norm, with one value a channel
             raise UserError(f"{error} ({lone})") from None
     learners = [t for t in trainees if t.on_stages]
     if learners:

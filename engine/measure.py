@@ -19,7 +19,7 @@ Predict = Callable[[Tensor], Iterable[Tensor]]  # images [B, 3, S, S] to logits 
 
 
 def one_by_one(models: Sequence[nn.Module], amp: bool) -> Predict:
-    """What each of these models says of images, in eval mode."""
+    """A function of images to each model's logits, in eval mode."""
 
     def predict(x: Tensor) -> list[Tensor]:
         found = []
@@ -33,7 +33,7 @@ def one_by_one(models: Sequence[nn.Module], amp: bool) -> Predict:
 
 @torch.no_grad()
 def all_logits(predict: Predict, split: Split, data: Data) -> list[Tensor]:
-    """Each model's logits for a split, [N, K] each: the images are prepared once for all."""
+    """Each model's logits for a split, [N, K] each; the images are prepared once for all."""
     parts = []
     size = chunk_size(split, CHUNK)
     for start in range(0, len(split), size):
@@ -56,12 +56,12 @@ def record(predict: Predict, data: Data) -> list[dict[str, float]]:
 
 
 def wide(x: Tensor) -> Tensor:
-    """As exact as the device can: see models.widest."""
+    """In the device's widest float type, see models.widest."""
     return x.to(widest(x.device))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of the rows of logits [N, K] whose largest entry is the label [N]'s."""
+    """Fraction of the rows of logits [N, K] whose argmax is the label [N]."""
     return wide(logits.argmax(1) == labels).mean().item()
 
 
@@ -84,7 +84,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
-    """Share of images for which student and teacher name the same class; logits [N, K]."""
+    """Fraction of images whose argmax is the same for student and teacher; logits [N, K]."""
     return wide(student.argmax(1) == teacher.argmax(1)).mean().item()
 
 

@@ -1,4 +1,4 @@
-"""How a cell learns: its learning rate by epoch, torch's optimiser, and the same for a stack."""
+"""Learning rate by epoch, torch's optimiser of a cell, and the same step for a stack of cells."""
 
 import math
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ def learning_rate(lr: float, epoch: int, settings: Settings) -> float:
 
     "cosine": CosineAnnealingLR's closed form, to 0 in epoch t_max (Loshchilov & Hutter, ICLR 2017,
     eq. 5, without restarts). "step": MultiStepLR, times gamma from each of the milestones on.
-    Warm-up: LinearLR from 1 / (warmup + 1), so epoch e < warmup has (e + 1) / (warmup + 1) of what
-    the schedule says of it (a factor by epoch; Goyal et al. 2017, section 2.2, have it by step).
+    Warm-up: LinearLR from 1 / (warmup + 1), so epoch e < warmup has (e + 1) / (warmup + 1) of the
+    schedule's rate (by epoch; Goyal et al. 2017, section 2.2, have it by step).
     """
     if settings.schedule == "step":
         lr *= settings.gamma ** sum(epoch >= int(m) for m in settings.milestones.split())
@@ -29,7 +29,7 @@ def learning_rate(lr: float, epoch: int, settings: Settings) -> float:
 def optimiser(
     parameters: Iterable[nn.Parameter], lr: float | Tensor, cell: Cell, settings: Settings
 ) -> torch.optim.Optimizer:
-    """torch's optimiser of a lone cell; where lr is a tensor, as on a GPU, one to be recorded."""
+    """torch's optimiser of one cell; where lr is a tensor, as on a GPU, one to be captured."""
     decay, fused = cell.weight_decay, isinstance(lr, Tensor)
     if settings.optimizer == "adamw":
         how = {"weight_decay": decay, "fused": fused, "capturable": fused}
@@ -39,7 +39,7 @@ def optimiser(
 
 
 def kept(settings: Settings) -> list[str]:
-    """What the optimiser keeps of each parameter, as torch names it."""
+    """The names in torch of the optimiser's state of a parameter."""
     if settings.optimizer == "adamw":
         return ["step", "exp_avg", "exp_avg_sq"]
     return ["momentum_buffer"] if settings.momentum else []
@@ -53,7 +53,7 @@ def step_stack(
     decay: Tensor | None,
     settings: Settings,
 ) -> None:
-    """One step of a parameter of all cells, [C, ...], in place, as torch's optimiser has it.
+    """One step of a parameter of all cells, [C, ...], in place, as torch's optimiser takes it.
 
     lr and weight decay, [C], are each cell's own. `state` has what `kept` names: "step" [C], the
     others like the stack, all of them zero before the first step.

@@ -1,4 +1,4 @@
-"""Ranks under torchrun: who am I, and the few things that ranks tell each other."""
+"""Ranks under torchrun: which one this process is, and what they exchange."""
 
 import ctypes
 import datetime
@@ -23,7 +23,7 @@ class Ranks:
 
     @property
     def lead(self) -> bool:
-        """The one rank that writes rows and speaks."""
+        """The one rank that writes rows and prints."""
         return self.rank == 0
 
 
@@ -71,10 +71,9 @@ def accelerator() -> str | None:
 
 
 def prepare(device: torch.device) -> None:
-    """Set torch up for training on `device`; on the CPU nothing is to be done.
+    """Set torch up for training on `device`; nothing to do on the CPU.
 
-    On a GPU: cudnn tries its kernels and keeps the fastest, float32 stays float32, and `device`, if
-    it has a number, becomes the current one. For whoever does without `start`, as a benchmark does.
+    On a GPU: cudnn benchmarks its kernels, no TF32, and `device` becomes the current one.
     """
     if device.type != "cuda":
         return
@@ -85,17 +84,16 @@ def prepare(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one, instead of giving it back to the system.
+    """Have glibc keep what a step frees for the next one, instead of returning it to the system.
 
-    A step allocates and frees megabytes at a time. Whether malloc returns them hangs on what lies
-    behind them, and where it does, every step has fresh pages to fault in and zero, which took
-    as long as the student's arithmetic. Other C libraries are left as they are.
+    A step allocates and frees megabytes. Where malloc returns them, every step faults in and zeroes
+    fresh pages, which took as long as the student's arithmetic. Does nothing without glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_... of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(trim_threshold, -1)  # never
-        mallopt(mmap_threshold, 128 * 2**20)  # what is larger is a data set, no step's
+        mallopt(mmap_threshold, 128 * 2**20)  # anything larger is a data set
 
 
 def stop() -> None:
@@ -104,8 +102,8 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def share(ranks: Ranks, item: Any) -> list[Any]:
-    """Everyone's `item`, in rank order, at everyone's."""
+def all_gather(ranks: Ranks, item: Any) -> list[Any]:
+    """Every rank's `item`, in rank order, on every rank."""
     if not dist.is_initialized():  # one of one
         return [item]
     items = [None] * ranks.world
@@ -114,9 +112,9 @@ def share(ranks: Ranks, item: Any) -> list[Any]:
 
 
 def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
-    """Do `work` at the lead while the others wait; its result there, None elsewhere.
+    """Do `work` on the lead while the others wait; its result there, None elsewhere.
 
-    Its UserError is raised at every rank, so that none waits for a lead that has left.
+    Its UserError is raised on every rank, so that none waits for a lead that has left.
     """
     result = error = None
     if ranks.lead:
@@ -130,5 +128,5 @@ def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
 
 
 def from_lead(ranks: Ranks, item: Any) -> Any:
-    """The lead's `item`, at everyone's."""
-    return share(ranks, item if ranks.lead else None)[0]
+    """The lead's `item`, on every rank: a broadcast."""
+    return all_gather(ranks, item if ranks.lead else None)[0]

@@ -3,19 +3,16 @@
 import copy
 import io
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils import benchmark
 
 from engine.teacher import Teacher, load_teacher
 from models import Imported
 from utils import UserError, brief, load_checkpoint
-
-TIMED = 30  # passes of one image, after a few that are not
 
 
 def open_checkpoint(path: Path, own: Imported | None = None) -> tuple[Teacher, list[str], int]:
@@ -38,7 +35,7 @@ class Portable(nn.Module):
 
     def __init__(self, teacher: Teacher):
         super().__init__()
-        # Kernels for channels_last are this machine's choice and not the file's.
+        # channels_last is this machine's choice, not the file's.
         self.model = copy.deepcopy(teacher.model).to(memory_format=torch.contiguous_format)
         self.register_buffer("mean", torch.tensor(teacher.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(teacher.std).view(3, 1, 1))
@@ -106,8 +103,8 @@ def export(
 ) -> tuple[bytes, Program | None]:
     """A network as a file of this kind, and the program read back from it.
 
-    None in its place: there is nothing here that runs it. Raises UserError for a network that
-    torch.export cannot follow.
+    The program is None where nothing installed runs it. Raises UserError for a network that
+    torch.export cannot trace.
     """
     write, read = FORMATS[kind]
     example = torch.zeros(2, 3, size, size)  # of one image, torch takes the batch to be fixed
@@ -138,13 +135,7 @@ def largest_difference(program: Program, teacher: Teacher, pixels: Tensor) -> fl
 
 @torch.no_grad()
 def milliseconds(teacher: Teacher, size: int) -> float:
-    """The median time that one image takes in torch, on one thread of the CPU."""
-    network, image, times = Portable(teacher), torch.zeros(1, 3, size, size), []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other where the machine has other work
-    for _ in range(5 + TIMED):
-        begin = time.perf_counter()
-        network(image)
-        times.append(time.perf_counter() - begin)
-    torch.set_num_threads(threads)
-    return 1000 * statistics.median(times[5:])
+    """Median milliseconds of a forward pass of one image in torch, on one CPU thread."""
+    names = {"network": Portable(teacher), "image": torch.zeros(1, 3, size, size)}
+    timer = benchmark.Timer("network(image)", globals=names, num_threads=1)
+    return 1000 * timer.blocked_autorange().median

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar at a terminal, a line now and then in a log."""
+"""Progress of training: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ QUIET_SECONDS = 30.0  # between two lines of a log
 class Progress:
     """Steps of `epochs` x `steps`, from epoch `first` on; only the lead rank shows any.
 
-    At a terminal a bar. Where stderr goes to a file, one line after an epoch and none within
-    QUIET_SECONDS of the last, so that a run of hours can be watched and one of seconds is silent.
+    On a terminal a bar. Where stderr is a file, one line after an epoch, at most every
+    QUIET_SECONDS.
     """
 
     def __init__(self, what: str, epochs: int, steps: int, first: int, lead: bool):

@@ -1,7 +1,7 @@
 """An unfinished run: when it is saved, what is saved, and what counts as the same run.
 
-Saved are each cell's weights, optimiser, position, sums and history (`Trainee.state`). No random
-number: those come from seed and epoch. And no teacher's logits: those stand on its sheet.
+Saved are each cell's weights, optimiser, position, sums and history (`Trainee.state`). Random
+numbers come from seed and epoch, the teacher's logits from its sheet.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -36,7 +37,6 @@ from utils import (
     checksum,
     load_checkpoint,
     note,
-    remove_tree,
     write_atomic,
 )
 
@@ -44,8 +44,8 @@ from utils import (
 class Keeper:
     """Says when to save: about every `seconds`, and at once after Ctrl-C or another signal to stop.
 
-    SIGUSR1 is a scheduler's warning, SIGHUP a closed terminal. Signals only set a mark, so that
-    what is saved is never a step half done. A second Ctrl-C does not wait.
+    SIGUSR1 is a scheduler's warning, SIGHUP a closed terminal. Signals only set a flag, so that
+    no half-done step is saved. A second Ctrl-C ends at once.
     """
 
     def __init__(self, seconds: float):
@@ -55,11 +55,11 @@ class Keeper:
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
             number = getattr(signal, name, None)  # Windows lacks the last two
             if not number or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
-                continue  # nohup has it ignored
+                continue  # under nohup
             signal.signal(number, self.mark)
 
     def mark(self, number: int, frame: object) -> None:
-        # torchrun passes on to its ranks what they have had from the terminal already.
+        # torchrun forwards to its ranks a signal that they have from the terminal already.
         if self.signal == number == signal.SIGINT and "RANK" not in os.environ:
             raise KeyboardInterrupt
         self.signal = self.signal or number
@@ -69,7 +69,7 @@ class Keeper:
         return bool(told) or time.monotonic() - self.last >= self.seconds
 
     def saved(self, told: int) -> None:
-        """The state is safe. Raises Interrupted where a signal asked to stop."""
+        """The state is saved. Raises Interrupted where a signal asked to stop."""
         self.last = time.monotonic()
         if told:
             raise Interrupted(128 + told)
@@ -105,7 +105,7 @@ class Unfinished:
         self.trainees, self.run = trainees, run
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
-        self.spent: list[Path] = []  # folders of other groups, all of whose cells we have taken up
+        self.spent: list[Path] = []  # folders of other groups whose cells all go on here
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all tries."""
@@ -113,19 +113,16 @@ class Unfinished:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises UserError where another has it."""
-        lock = lead_first(self.run.ranks, lambda: claim(self.folder))
-        try:
-            yield
-        except RuntimeError:
-            # Another rank has left at a signal, which this one could not see while it waited for
-            # it. That happens between steps, so this rank's state is whole.
-            if self.run.keeper.signal:
-                self.save_if_due()
-            raise
-        finally:
-            if lock:
-                lock.release()
+        """Lock the folder. Raises UserError where another process has it."""
+        with lead_first(self.run.ranks, lambda: claim(self.folder)) or contextlib.nullcontext():
+            try:
+                yield
+            except RuntimeError:
+                # Another rank has left at a signal while this one waited for it in a collective.
+                # That is between steps, so this rank's state is consistent.
+                if self.run.keeper.signal:
+                    self.save_if_due()
+                raise
 
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
@@ -140,9 +137,9 @@ class Unfinished:
             keeper.saved(told)
 
     def restore(self) -> None:
-        """Take up what an earlier try saved, on however many ranks.
+        """Load what an earlier try saved, on however many ranks.
 
-        Raises UserError where it was made on another basis; with --overwrite that is forgotten.
+        Raises UserError where its basis is another; with --overwrite it is removed.
         """
         run, shards = self.run, []
         if run.ranks.lead:
@@ -152,7 +149,7 @@ class Unfinished:
                     file.unlink(missing_ok=True)
                 shards = []
             shards += [] if run.overwrite else self.of_other_groups()
-        shards = from_lead(run.ranks, shards)  # what the lead can read decides, for all ranks
+        shards = from_lead(run.ranks, shards)  # all ranks use what the lead could read
         states: dict[str, dict] = {}
         for shard in shards:
             if other := self.other_basis(shard["basis"]):
@@ -170,15 +167,15 @@ class Unfinished:
                 trainee.load(state)
 
     def of_other_groups(self) -> list[dict]:
-        """What commands with other cells have saved of ours: a grid made wider goes on with it.
+        """What commands with other cells have saved of ours, so that a wider grid goes on with it.
 
-        A line names what cannot be gone on with, which stays where it is.
+        A line names states that cannot be used; they stay where they are.
         """
         mine, found = {run_id(cell, self.run.settings) for cell in self.group}, []
         for folder in sorted(self.folder.parent.iterdir()):
             if folder == self.folder:
                 continue
-            with contextlib.suppress(UserError), claim(folder):  # else somebody is at it
+            with contextlib.suppress(UserError), claim(folder):  # unless another process has it
                 shards = load_states(folder)
                 theirs = {name for shard in shards for name in shard["cells"]}
                 other = {word for shard in shards for word in self.other_basis(shard["basis"])}
@@ -202,11 +199,10 @@ class Unfinished:
         return sorted((e for e in found if e < self.run.settings.epochs), reverse=True)
 
     def shorter_run(self, trainee: Trainee) -> dict | None:
-        """The end of the longest finished run that differs in its number of epochs alone.
+        """The end of the longest finished run that differs only in its number of epochs.
 
-        A learning rate that does not know how long the run is, as with the same t_max or
-        milestones, was the same up to there. A teacher's run id does not say its epochs:
-        `pending_cells` refuses.
+        With the same t_max or milestones the learning rate was the same up to there. Not for a
+        teacher, whose run id does not have the epochs: `pending_cells` refuses.
         """
         settings, cell = self.run.settings, trainee.cell
         for epochs in self.lengths if not cell.teaches else ():
@@ -219,36 +215,37 @@ class Unfinished:
                 continue
             if not self.other_basis(stored["basis"] | {"epochs": settings.epochs}):
                 note(f"{trainee.run_id} goes on from {name}")
-                return stored["progress"] | {"model": stored["state"]}
+                both = {"model": stored["state"], "regressor": stored.get("regressor")}
+                return stored["progress"] | both
         return None
 
     def finished(self) -> None:
-        """All rows are written: what was saved is of no more use."""
+        """All rows are written: remove the saved states."""
         for folder in (self.folder, *self.spent):
-            remove_tree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def basis(self) -> dict:
-        """What the bits depend on and a run id does not say."""
+        """All that the bits depend on and a run id does not have."""
         run = self.run
         return {
             "teacher": run.teacher.sha if self.taught else "none",
             "data": run.data.fingerprint,
             "test data": run.data.measured_on,
             "device": run.device.type,
-            # On a GPU they have no part in the numbers, and a node with other cores may go on.
+            # On a GPU they do not change the bits, and a node with other cores may go on.
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
             "code": code_checksum(),
             "network": " ".join(sorted({code_of(cell.model) for cell in self.group})),
             "teacher's network": run.teacher.code if self.taught else "",
             **asdict(run.settings),
-            # A student's run id says its own settings, a teacher's does not.
+            # A student's run id has the cell's own settings, a teacher's does not.
             **{
                 n: [getattr(c, n) for c in self.group if c.teaches] for n in (*OPTIMISER, "weights")
             },
         }
 
     def other_basis(self, saved: dict) -> list[str]:
-        """What of a saved basis is not so now, in words."""
+        """What differs from a saved basis, in words."""
         now = self.basis()
         return [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
 
@@ -261,15 +258,15 @@ def folder_of(group: list[Cell], run: Run) -> Path:
 
 
 def clear(group: list[Cell], run: Run) -> None:
-    """Remove what a kill after the rows were written has left, unless someone is at it."""
+    """Remove what a kill after the rows were written has left, unless another process has it."""
     folder = folder_of(group, run)
     if folder.exists():
         with contextlib.suppress(UserError), claim(folder):
-            remove_tree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def claim(folder: Path) -> filelock.FileLock:
-    """Hold a folder for this process until release. Raises UserError where another has it."""
+def claim(folder: Path) -> contextlib.AbstractContextManager:
+    """Lock a folder for the `with`. Raises UserError where another process has it."""
     check_writable(folder)
     try:
         return acquired(folder / "lock", timeout=0)
@@ -281,7 +278,7 @@ def claim(folder: Path) -> filelock.FileLock:
 
 @functools.cache
 def code_checksum() -> int:
-    """CRC-32 of the files that say what a step computes: a loss mended in mid-run is another."""
+    """CRC-32 of the files that decide what a step computes; a run resumes only with the same."""
     engine = ("cells", "loop", "steps", "trainee", "optimise", "teacher", "sheet")
     engine += ("fused", "graph", "balance")
     files = [ROOT / "engine" / f"{name}.py" for name in engine]
@@ -304,8 +301,8 @@ def save_state(path: Path, content: dict) -> None:
 
 
 def load_state(path: Path) -> dict | None:
-    """A save of an unfinished run; None, with a line, where a disk has damaged it."""
-    with contextlib.suppress(Exception):  # it cannot be read, or is another version of torch's
+    """A save of an unfinished run; None, with a line, where it is damaged."""
+    with contextlib.suppress(Exception):  # unreadable, or of another version of torch
         raw = path.read_bytes()
         if hashlib.sha256(raw[32:]).digest() == raw[:32]:
             return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
@@ -314,5 +311,5 @@ def load_state(path: Path) -> dict | None:
 
 
 def load_states(folder: Path) -> list[dict]:
-    """The whole saves of the ranks that left one."""
+    """The undamaged saves in a folder, one a rank."""
     return [state for file in sorted(folder.glob("rank*.state")) if (state := load_state(file))]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine import measure
 from engine.cells import REFERENCE, SETTINGS, label
-from engine.parallel import share
+from engine.parallel import all_gather
 from engine.resume import Run, Unfinished
 from engine.teacher import plain_logits
 from engine.trainee import Trainee
@@ -42,8 +42,8 @@ FIRST = (
     + ["normalization", "test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"]
     + ["params", "seconds", "device", "torch", "commit", "finished_at"]
 )
-# New columns go to the end, so that whoever reads the first ones by position stays right. A CSV of
-# an older version may lack them: a setting was the reference's then, and else they are blank.
+# New columns go to the end, so that reading by position still works. A CSV of an older version may
+# lack them: settings then have the reference's value, all else is blank.
 LATER = (
     ["width", "amp", "beta", "val_size", "val_acc", "best_val_acc", "best_val_epoch"]
     + ["teacher_seed", "teacher_sha", "agreement", "teacher_kl", "ece", "test_curve"]
@@ -53,7 +53,7 @@ LATER = (
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]
 LATER += ["auto_beta", "soft_warmup"]
 COLUMNS = FIRST + LATER
-# What may look like a number and is none: a commit, a lone milestone, a layer of a Sequential.
+# Text that may look like a number: a commit, a single milestone, a layer of a Sequential.
 TEXT = ["torch", "commit", "teacher_sha", "weights", "code", "student_layers", "teacher_layers"]
 TEXT += [name for name, value in REFERENCE.items() if isinstance(value, str)]
 
@@ -82,9 +82,9 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
         for t in trainees
         if t.diverged
     ]
-    everyone = share(run.ranks, (rows, complaints))
+    gathered = all_gather(run.ranks, (rows, complaints))
     if run.ranks.lead:
-        rows = [row for theirs, _ in everyone for row in theirs]
+        rows = [row for theirs, _ in gathered for row in theirs]
         write_rows(run.out_dir, rows)
         for row in rows:
             say(
@@ -92,13 +92,13 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
                 f"best {row['best_test_acc']:.4f} in epoch {row['best_epoch']}, "
                 f"{row['seconds']:.0f} s"
             )
-    return [line for _, theirs in everyone for line in theirs]
+    return [line for _, theirs in gathered for line in theirs]
 
 
 def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> list[dict]:
     """The rows of trained cells, in the order of `trainees`, measured on the test set.
 
-    `seconds` were spent on a pass of `cells` cells: each row has its share, so that they add up.
+    `seconds` were spent on training `cells` cells together: each row has an equal part of them.
     """
     if not trainees:
         return []
@@ -168,12 +168,11 @@ def best_path(checkpoint: Path) -> Path:
 
 
 def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
-    """Everything another program needs to use the network, and how it came about.
+    """Everything another program needs to use the network, and what it was trained with.
 
     With `progress` and `basis` a longer run goes on from it (`Unfinished.shorter_run`).
     """
-    data, cell = run.data, trainee.cell
-    progress = on_cpu({k: v for k, v in trainee.state().items() if k != "model"})
+    data, cell, state = run.data, trainee.cell, on_cpu(trainee.state())
     return {
         "run_id": trainee.run_id,
         "model": cell.model,
@@ -187,15 +186,15 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "std": list(data.std),
         "settings": asdict(run.settings),
         "cell": asdict(cell),
-        "state": on_cpu(trainee.model.state_dict()),
-        "regressor": progress["regressor"],  # the very tensors: a file has them once
-        "progress": progress,
+        "state": state.pop("model"),
+        "regressor": state.pop("regressor"),
+        "progress": state,
         "basis": basis,
     }
 
 
 def on_cpu(item: Any) -> Any:
-    """Its tensors in memory of their own: a fused student's are views of everybody's."""
+    """Its tensors copied to the CPU: a stacked student's are views into the stack."""
     if isinstance(item, Tensor):
         return item.detach().cpu().clone()
     if isinstance(item, dict):
@@ -242,7 +241,7 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
 
 
 def with_later(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the columns that their version did not have, with the reference's values."""
+    """The rows with all COLUMNS: settings an older version lacks have the reference's value."""
     return rows.assign(**{n: REFERENCE.get(n) for n in LATER if n not in rows})[COLUMNS]
 
 
@@ -255,19 +254,19 @@ def write_rows(out_dir: Path, new: Iterable[dict]) -> None:
     new = pd.DataFrame(list(new), columns=COLUMNS)
     with locked(path):
         old = read_rows(path)
-        if len(old):  # as the very text they are: a number read and written again may change
+        if len(old):  # keep the original text: a number that is parsed and printed may change
             old = pd.read_csv(path, dtype=str, keep_default_na=False)
             old = with_later(old)
         old = old[~old.run_id.isin(new.run_id)]
         lines = [frame.to_csv(index=False, header=False) for frame in (old, new) if len(frame)]
         content = (",".join(COLUMNS) + "\n" + "".join(lines)).encode()
-        parse_rows(io.BytesIO(content), path)  # what it would refuse tomorrow is not written today
+        parse_rows(io.BytesIO(content), path)  # never write a CSV that read_rows would refuse
         write_atomic(path, content)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `<path>.lock`, waiting for whoever has it."""
+    """Hold `<path>.lock`, waiting until it is free."""
     check_writable(path.parent)
     with acquired(Path(f"{path}.lock")):
         yield
@@ -277,7 +276,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def provenance(device: str, threads: int, ranks: int) -> dict:
-    """The columns that say where and with what a run was made."""
+    """Hardware and software versions of a run, as columns."""
     return {
         "device": device,
         "machine": machine(device),

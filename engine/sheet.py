@@ -1,12 +1,12 @@
-"""The answer sheet: what the teacher has said to every view that it was ever asked about.
+"""A sheet: a file that caches the teacher's logits of every view it was computed for.
 
-At 32 pixels a view is one of 162 of an image, so 50,000 images have 8.1 million views, and a sheet
-of 8.1 million x 10 logits (356 MB) answers every seed, epoch, cell, response method and later
-command from then on. It is a file beside the checkpoint, sparse, and filled as views come up. Every
-row carries a check word, so that one that a kill or a full disk left torn is one that is not there.
+At 32 pixels an image has 162 views, so 50,000 images have 8.1 million, and a cache of 8.1 million x
+10 logits (356 MB) serves every seed, epoch, cell, response method and later command. It lies beside
+the checkpoint, sparse, and is filled as views come up. Every row has a checksum, so a row that a
+kill or a full disk left torn counts as missing.
 
-That is exact: teacher and student see the same view (Beyer et al., CVPR 2022), and a view's logits
-are the same bits in any company (`check` tries it; where they are not, there is no sheet).
+The cache is exact: teacher and student see the same view (Beyer et al., CVPR 2022), and a view's
+logits are bit for bit independent of batch composition (`check` tests it; else there is no sheet).
 """
 
 import contextlib
@@ -21,27 +21,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.parallel import Ranks, from_lead, share
+from engine.parallel import Ranks, all_gather, from_lead
 from engine.teacher import CHUNK, Teacher, chunk_size
 from images.sources import Data
 from images.views import Split, Views, gather
 from utils import OwnError, note
 
-FORM = 1  # of the file and of the answers; raise it when a change in the code makes others
-# Views grow with the square of the image's size, so one epoch after another hardly ever meets one
-# again. A sheet that could grow beyond this is made only where --teacher-cache names its folder.
+FORM = 1  # of the file and its logits: raise it when a change in the code changes either
+# The number of views grows with the square of the image's size, and few then come up twice. A sheet
+# that could grow beyond this is made only where --teacher-cache names its folder.
 AUTO_BYTES = 20e9
-SALT = 0x5EED  # so that a row of zeros, a hole, does not pass its check
+SALT = 0x5EED  # so that a row of zeros, a hole of the sparse file, fails its checksum
 
 
 class Sheet:
-    """Logits by row: row = view x images + image. One file, which several commands may share.
+    """Logits by row: row = view x images + image. Several commands may share the file.
 
-    They write the same bits into the same places, so they need not wait for one another.
+    They write the same bits into the same places, so no lock is needed.
     """
 
     def __init__(self, path: Path, key: dict, views: int, classes: int):
-        """Open or create it. Raises OSError where there is no room or no leave to write."""
+        """Open or create it. Raises OSError where there is no room or no permission."""
         self.path, self.classes = path, classes
         self.full = self.unreadable = False
         header = json.dumps(key, sort_keys=True).encode().ljust(4096)
@@ -58,28 +58,28 @@ class Sheet:
         return self.start + row * self.width
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, K] of the rows [n], and which of them are there, bool [n]."""
+        """Logits [n, K] of the rows [n], and which of them are cached, bool [n]."""
         content = []
         try:
-            # Not through a memory map: where the disk is full, a touch of it can kill the process.
+            # No memory map: on a full disk, touching one can kill the process.
             for row in [] if self.unreadable else rows.tolist():
                 content.append(os.pread(self.file, self.width, self._place(row)))
         except OSError as error:
             self.unreadable, content = True, []
             self.give_up(error)
-        hole = bytes(self.width)  # and what somebody cut off while we had it open
+        hole = bytes(self.width)  # also for a file that was truncated while open
         whole = [row if len(row) == self.width else hole for row in content] or [hole] * len(rows)
         found = torch.frombuffer(bytearray().join(whole), dtype=torch.int32)
         found = found.view(len(rows), self.classes + 1)
         words = found[:, :-1].contiguous()
-        return words.view(torch.float32), check_words(words) == found[:, -1]
+        return words.view(torch.float32), checksums(words) == found[:, -1]
 
     def write(self, rows: Tensor, logits: Tensor) -> None:
-        """Keep logits float32 [n, K] of the rows [n]; where the disk is full, say so and stop."""
+        """Cache logits float32 [n, K] of the rows [n]; on a full disk, print a line and stop."""
         if self.full:
             return
         words = logits.contiguous().view(torch.int32)
-        whole = torch.cat([words, check_words(words)[:, None]], 1).numpy()
+        whole = torch.cat([words, checksums(words)[:, None]], 1).numpy()
         try:
             for row, content in zip(rows.tolist(), whole, strict=True):
                 os.pwrite(self.file, content.tobytes(), self._place(row))
@@ -87,21 +87,21 @@ class Sheet:
             self.give_up(error)
 
     def give_up(self, error: OSError) -> None:
-        """Write no more, and say so once."""
+        """Write no more, and print a line once."""
         if self.full:
             return
         self.full = True
-        note(f"{self.path} takes no more ({error.strerror}): what it lacks is asked anew")
+        note(f"cannot cache more in {self.path} ({error.strerror}): missing logits are recomputed")
 
 
-def check_words(words: Tensor) -> Tensor:
-    """A check word for each row of int32 [n, K]: their sum, each place with a weight of its own."""
+def checksums(words: Tensor) -> Tensor:
+    """A checksum for each row of int32 [n, K]: a weighted sum."""
     weights = 2 * torch.arange(1, words.shape[1] + 1) + 1
     return ((words.long() * weights).sum(1) + SALT).to(torch.int32)
 
 
 def create(path: Path, header: bytes, size: int) -> None:
-    """An empty sheet, all holes; whole or not at all. Raises OSError where it will not fit."""
+    """An empty sheet, all holes, made atomically. Raises OSError where it will not fit."""
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise OSError(0, f"it may grow to {size / 1e6:,.2f} MB, and {free / 1e6:,.2f} MB are free")
@@ -110,7 +110,7 @@ def create(path: Path, header: bytes, size: int) -> None:
         with temporary.open("wb") as file:
             file.write(header)
             file.truncate(size)
-        with contextlib.suppress(FileExistsError):  # another command has just made it
+        with contextlib.suppress(FileExistsError):  # made by another command meanwhile
             os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,18 +119,18 @@ def create(path: Path, header: bytes, size: int) -> None:
 def open_sheet(
     folder: Path, teacher: Teacher, data: Data, machine: str, most: float = math.inf
 ) -> Sheet | None:
-    """The sheet of this teacher, these images and this way of computing, in `folder`.
+    """The sheet of this teacher, these images and this numerical setup, in `folder`.
 
-    `machine` names the processor or GPU: another one rounds in another way. None, with a line that
-    says why, where there cannot be one, or where it could grow beyond `most` bytes.
+    `machine` names the processor or GPU: another one rounds differently. None, with a line that
+    gives the reason, where there cannot be one or it could grow beyond `most` bytes.
     """
     device, split = data.train.labels.device, data.train
     views = split.views * len(split)
     if (size := 4 * (len(data.classes) + 1) * views) > most:
         note(
-            f"no answer sheet: with {split.views:,} views an image it could grow to "
-            f"{size / 1e9:,.0f} GB, more than {most / 1e9:g}, so each epoch asks the teacher; "
-            "--teacher-cache DIR keeps one all the same; with --augment flip an image has 2 views"
+            f"no cached teacher logits: with {split.views:,} views an image they could grow "
+            f"to {size / 1e9:,.0f} GB, more than {most / 1e9:g}, so each epoch computes them; "
+            "--teacher-cache DIR caches all the same; with --augment flip an image has 2 views"
         )
         return None
     key = {
@@ -151,35 +151,36 @@ def open_sheet(
         sheet = Sheet(path, key, views, len(data.classes))
         check(teacher, split, sheet)
     except OSError as error:
-        note(f"no answer sheet at {path} ({error.strerror}): every command asks the teacher anew")
+        note(f"no cached teacher logits at {path} ({error.strerror}): each epoch computes them")
         return None
     return sheet
 
 
 def check(teacher: Teacher, split: Split, sheet: Sheet) -> None:
-    """Raise OSError unless a view's logits are the same bits in any company, and on the sheet.
+    """Raise OSError unless a view's logits are independent of batch composition, and as cached.
 
-    What was asked for that is kept, so that the next command has rows to compare its own with.
+    What this computes is cached, so that the next command has rows to compare its own with.
     """
     device = split.labels.device
     size = chunk_size(split, CHUNK[device.type])
-    numbers = torch.arange(2 * size) * 7919 % (split.views * len(split))  # from here and there
+    numbers = torch.arange(2 * size) * 7919 % (split.views * len(split))  # spread over all views
     views = Views.numbered(numbers.to(device), split)
     others = torch.randperm(2 * size, generator=torch.Generator().manual_seed(0))[:size]
-    first, second = ask(teacher, split, views[:size]), ask(teacher, split, views[others.to(device)])
+    first = view_logits(teacher, split, views[:size])
+    second = view_logits(teacher, split, views[others.to(device)])
     again = others < size
     if not torch.equal(first[others[again]], second[again]):
-        raise OSError(0, "here an answer depends on what else is asked, to the last bit")
+        raise OSError(0, "here the last bit of a view's logits depends on the rest of its batch")
     written, there = sheet.read(numbers[:size])
     if not torch.equal(first[there], written[there]):
-        raise OSError(0, "what it says is not what this teacher says: remove it")
+        raise OSError(0, "its logits are not this teacher's: remove it")
     sheet.write(numbers[:size], first)
 
 
-def ask(teacher: Teacher, split: Split, views: Views) -> Tensor:
+def view_logits(teacher: Teacher, split: Split, views: Views) -> Tensor:
     """The teacher's logits, float32 [n, K] on the CPU, of at most a chunk of views.
 
-    Filled up to a whole chunk: a kernel is chosen by size, and each rounds in its own way. Raises
+    Padded to a whole chunk: kernels are chosen by size, and each rounds differently. Raises
     UserError where they are not finite.
     """
     size = chunk_size(split, CHUNK[split.labels.device.type])
@@ -202,24 +203,24 @@ def epoch_logits(
 ) -> Tensor:
     """The teacher's logits for an epoch's views, float32 [n, K] on the CPU.
 
-    From the sheet where they stand there; the rest is asked in chunks, shared out over the ranks,
-    and kept. `tick` is called after each chunk.
+    From the sheet where they are cached; the rest is computed in chunks, distributed over the
+    ranks, and cached. `tick` is called after each chunk.
     """
     device, numbers = views.index.device, views.numbers(split).cpu()
-    # Read once for all ranks, who must agree on what is missing: another command may be writing.
+    # Read by one rank: all must agree on what is missing, and another command may be writing.
     known = from_lead(ranks, sheet.read(numbers) if sheet and ranks.lead else None)
     there = known[1] if known else torch.zeros(len(views), dtype=torch.bool)
     size = chunk_size(split, CHUNK[device.type])
     chunks = [part for part in (~there).nonzero()[:, 0].split(size) if len(part)]
-    answers = {}
+    computed = {}
     for i in range(ranks.rank, len(chunks), ranks.world):
-        answers[i] = ask(teacher, split, views[chunks[i].to(device)])
+        computed[i] = view_logits(teacher, split, views[chunks[i].to(device)])
         if sheet:
-            sheet.write(numbers[chunks[i]], answers[i])
+            sheet.write(numbers[chunks[i]], computed[i])
         tick()
-    for theirs in share(ranks, answers):
-        answers.update(theirs)
-    logits = known[0] if known else torch.empty(len(views), answers[0].shape[1])
+    for theirs in all_gather(ranks, computed):
+        computed.update(theirs)
+    logits = known[0] if known else torch.empty(len(views), computed[0].shape[1])
     for i, part in enumerate(chunks):
-        logits[part] = answers[i]
+        logits[part] = computed[i]
     return logits

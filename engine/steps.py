@@ -1,14 +1,12 @@
-"""How a pass takes its steps: the batch, which cells are computed as one, and on a GPU the graph.
+"""The training steps of a group: the batch, which cells are stacked, and on a GPU the CUDA graph.
 
-On a CPU every cell is stepped by itself (`student_step`). On a GPU cells that can are stacked
-(fused.py), and a whole batch's step, from its views to the new weights, is recorded once and then
-replayed (graph.py). A long pass has its stacks compiled, too. All of it leaves what the plain steps
-leave, up to rounding.
+On a CPU cells are stepped one by one (`student_step`). On a GPU they are stacked where possible
+(fused.py), a full batch's step, from its views to the new weights, is recorded as a CUDA graph and
+replayed (graph.py), and in a long run the stacks are compiled. Results agree up to rounding.
 """
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,25 +20,15 @@ from engine.trainee import Batch, Trainee, student_step
 from images.views import Views, gather, normalise
 from utils import UserError, note
 
-# How a device records a step; a device that is not here launches every kernel by itself.
+# How a device records a step; on others every kernel is launched by itself.
 CAPTURE: dict[str, Callable] = {"cuda": cuda_graph}
 FUSES = {"cuda"}  # devices on which stacking pays: a CPU gains nothing by fewer, larger kernels
-COMPILE_FROM = 20_000  # steps of a pass that save more than the seconds that compiling takes
-STACK = 64  # cells at most in one stack: bounds the memory of a wide grid
-
-
-class Team(Protocol):
-    """Some cells and how they are computed."""
-
-    trainees: list[Trainee]
-
-    def anneal(self, epoch: int) -> None: ...  # set the learning rates of an epoch, from 0
-    def __call__(self, batch: Batch) -> None: ...  # one step of every cell
-    def predict(self, x: Tensor, chosen: set[Trainee]) -> list[Tensor]: ...  # logits [B, K] each
+COMPILE_FROM = 20_000  # steps, from which on compiling saves more time than it takes
+STACK = 64  # cells in a stack at most: bounds the memory of a wide grid
 
 
 class PlainStep:
-    """Cells one after another: what FusedStep must agree with."""
+    """Cells one after another: the reference that FusedStep, with the same methods, agrees with."""
 
     def __init__(self, trainees: list[Trainee], amp: bool):
         self.trainees, self.amp = trainees, amp
@@ -58,8 +46,11 @@ class PlainStep:
         return measure.one_by_one([t.model for t in self.trainees if t in chosen], self.amp)(x)
 
 
+Team = PlainStep | FusedStep
+
+
 def teams(trainees: list[Trainee], device: torch.device, amp: bool) -> list[Team]:
-    """The cells as stacks of one width where the device gains by it, in the order of `trainees`."""
+    """The cells in stacks of one width where the device gains by it, in the order of `trainees`."""
     if device.type not in FUSES:
         return [PlainStep(trainees, amp)]
     found: list[Team] = []
@@ -82,7 +73,7 @@ def steps_in(images: int, settings: Settings) -> int:
 
 
 class Steps:
-    """The steps of a pass over the trainees of this rank."""
+    """The training steps of this rank's cells."""
 
     def __init__(self, trainees: list[Trainee], run: Run):
         self.trainees, self.run = trainees, run
@@ -91,8 +82,8 @@ class Steps:
         self.taught_stages = any(t.on_stages for t in trainees)
         self.epoch, self.views, self.logits = 0, None, None
         self.teams = teams(trainees, run.device, run.settings.amp)
-        # A teacher's activations are too large to keep a copy of. And a step that draws random
-        # numbers seeds them, which a recording cannot.
+        # Not recorded: steps that need the teacher's activations, which are too large to copy, and
+        # steps with dropout, which are seeded on the CPU.
         recordable = not self.taught_stages and not any(t.draws for t in trainees)
         self.capture = CAPTURE.get(run.device.type) if recordable else None
         if self.capture and self.count * run.settings.epochs >= COMPILE_FROM:
@@ -107,7 +98,7 @@ class Steps:
         self.epoch = epoch
         for team in self.teams:
             team.anneal(epoch)
-        if self.replay:  # it reads where the epoch of its recording lay
+        if self.replay:  # it reads from fixed memory, that of the epoch it was recorded in
             for old, new in zip(vars(self.views).values(), vars(views).values(), strict=True):
                 old.copy_(new)
             if logits is not None:
@@ -116,13 +107,13 @@ class Steps:
             self.views, self.logits = views, logits
 
     def take(self, step: int) -> None:
-        """A step, the epoch's number `step`, of the cells that are that far and no farther."""
+        """Step number `step` of the epoch, for the cells whose position this is."""
         here = {t for t in self.trainees if (t.epoch, t.step) == (self.epoch, step)}
         if not here:
             return
         first, last = step * self.size, (step + 1) * self.size
-        everyone = len(here) == len(self.trainees)
-        if self.capture and everyone and last <= len(self.images) and self._recorded():
+        complete = len(here) == len(self.trainees)
+        if self.capture and complete and last <= len(self.images) and self._recorded():
             self.start.fill_(first)
             self.replay()
         else:
@@ -136,7 +127,7 @@ class Steps:
             trainee.step += 1
 
     def _recorded(self) -> bool:
-        """Record the step of a whole batch, if it is not yet; whether it can be."""
+        """Record the step of a full batch unless that is done; False where it cannot be."""
         if self.replay:
             return True
         try:
@@ -144,7 +135,7 @@ class Steps:
         except RuntimeError as error:
             why = reason(error)
             note(f"this step cannot be recorded ({why}): its kernels are launched one by one")
-            # A failed capture leaves traces in torch's allocator: no other of this process tries.
+            # A failed capture leaves traces in torch's allocator: this process tries no other.
             CAPTURE.pop(self.run.device.type, None)
             self.capture = None
         return self.replay is not None
@@ -159,7 +150,7 @@ class Steps:
         return [tensor for trainee in self.trainees for tensor in trainee.tensors()]
 
     def batch(self, part: slice | Tensor) -> Batch:
-        """Pixels, labels and the teacher's word on them, made once for all cells."""
+        """Images, labels and the teacher's logits or stages, prepared once for all cells."""
         run, views = self.run, self.views[part]
         logits = self.logits[part] if self.logits is not None else None
         weight = len(views) / self.size if run.settings.last_batch == "weigh" else 1.0
@@ -170,6 +161,6 @@ class Steps:
         return Batch(x, self.images.labels[views.index], logits, stages, weight, views.index)
 
     def predictor(self, chosen: list[Trainee]) -> measure.Predict:
-        """What some of the trainees say of images, in the order that they have in the pass."""
+        """A function of images to the logits of the `chosen`, in the order of `trainees`."""
         which = set(chosen)
         return lambda x: [logits for team in self.teams for logits in team.predict(x, which)]

@@ -14,13 +14,13 @@ from images.views import Split, normalise, plain
 from models import MODELS, Imported, Stages, autocast, build, find, is_own, on_device
 from utils import UserError, load_checkpoint
 
-# Views of 32 pixels a forward pass; rounding depends on it, so it is fixed and not a flag.
+# Views of 32 pixels a forward pass. Rounding depends on it, so it is a constant and not a flag.
 CHUNK = defaultdict(lambda: 2000, cpu=64)  # by type of device
 
 
 @dataclass
 class Teacher:
-    """A trained network in eval mode and what its checkpoint says of it."""
+    """A trained network in eval mode, with its checkpoint's description."""
 
     model: nn.Module
     run_id: str
@@ -30,9 +30,9 @@ class Teacher:
     amp: bool
     data: int = 0  # the fingerprint of the images it was trained on
     folder: Path | None = None  # where its checkpoint lies
-    layers: tuple[str, ...] = ()  # whose outputs are its stages; none: those found
+    layers: tuple[str, ...] = ()  # modules whose outputs are its stages; none: those found
     code: str = ""  # checksum of the file that a user's own network is in
-    stages: Stages | None = None  # found when first asked for
+    stages: Stages | None = None  # found at the first call that needs them
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, stages: bool = False) -> Tensor | tuple[Tensor, dict]:
@@ -49,9 +49,9 @@ class Teacher:
 
 @contextlib.contextmanager
 def same_kernels() -> Iterator[None]:
-    """cuDNN's convolutions as every process chooses them, not as a trial of their speed would.
+    """cuDNN's default, deterministic convolutions instead of benchmarked ones.
 
-    Otherwise two commands could differ in the last bit, and a sheet would be of use to neither.
+    With cudnn.benchmark two commands could differ in the last bit, and not use the same cache.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
@@ -121,18 +121,19 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     if is_own(name) and not own:
         raise UserError(
             f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "
-            "file imported: name it with --teacher-model FILE.py:Net (--model of export.py, predict.py)"
+            "file imported: name it with --teacher-model FILE.py:Net (--model of export.py and "
+            "predict.py)"
         )
     what = own.name if own else f"{name} of width {width}" if name in MODELS else name
     try:
         if name in MODELS and not own:
-            with torch.device("meta"):  # a width of a stranger's may be larger than the memory
+            with torch.device("meta"):  # a foreign checkpoint's width may not fit into memory
                 build(name, width, classes, size).load_state_dict(stored["state"], assign=True)
         model = own.build(classes) if own else build(name, width, classes, size)
         model.load_state_dict(stored["state"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception:  # whatever a strange width or a key that is no text leads to
+    except Exception:  # whatever an odd width or a key that is no text leads to
         raise UserError(
             f"{path} says it is a {name[:80]}, but its weights are of another architecture than "
             f"{what}: train it again (train_teacher.py --overwrite), or name its network"
@@ -145,12 +146,12 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
 
 
 def chunk_size(split: Split, at_32: int) -> int:
-    """Images a forward pass: as many pixels as `at_32` of 32 x 32 have, but 16 images at least."""
+    """Images a forward pass: as many pixels as `at_32` images of 32 x 32, but at least 16."""
     return max(min(16, at_32), at_32 * 32**2 // split.size**2)
 
 
 def plain_logits(teacher: Teacher, split: Split) -> Tensor:
-    """The teacher's logits for a split as it is, [N, K] on the device."""
+    """The teacher's logits for a split without augmentation, [N, K] on the device."""
     size = chunk_size(split, CHUNK[split.labels.device.type])
     starts = range(0, len(split), size)
     return torch.cat([teacher(plain(split, slice(i, i + size))) for i in starts])

@@ -27,13 +27,13 @@ from utils import Curves, UserError, stream
 
 @dataclass
 class Batch:
-    """One batch as every cell of a group sees it."""
+    """One batch, the same for every cell of a group."""
 
     x: Tensor  # float32 [B, 3, S, S], normalised, channels last
     labels: Tensor  # int64 [B]
     logits: Tensor | None = None  # the teacher's, float32 [B, K]
     stages: dict[str, Tensor] | None = None  # the teacher's activations
-    weight: float = 1.0  # of its loss, for a small last batch
+    weight: float = 1.0  # of its loss: below 1 for a small last batch
     index: Tensor | None = None  # int64 [B], which training images they are
 
 
@@ -69,14 +69,14 @@ def draws(model: str, width: int, classes: int, image_size: int, images: int = 2
 
 @contextmanager
 def first_weights(seed: int, name: str) -> Iterator[None]:
-    """Modules built inside draw their weights as a pure function of the seed and the name."""
+    """Modules built inside get first weights that are a pure function of the seed and the name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(seed, 0, f"weights of {name}").integers(2**62)))
         yield
 
 
 class Trainee:
-    """A cell's network, optimiser, position, sums of the epoch under way and record of the past."""
+    """A cell's network, optimiser, position, sums of the current epoch and history."""
 
     def __init__(self, cell: Cell, settings: Settings, classes: int, device: torch.device):
         self.cell = cell
@@ -89,19 +89,19 @@ class Trainee:
         self.model = on_device(initial_model(cell, classes, settings.image_size), device)
         self.beta = cell.beta  # with --beta auto, what the first batch says
         self.regressor: nn.Module | None = None
-        self.stages: Stages | None = None  # of a method on activations, once it has met them
-        # On a GPU the learning rate is a tensor there, so that a recorded step can follow it.
+        self.stages: Stages | None = None  # for a method on activations, set by `meet`
+        # On a GPU the learning rate is a tensor, so that a recorded step can use its new value.
         on_gpu = device.type == "cuda"
         self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
         self.settings = settings
         self.optimiser = optimiser(self.model.parameters(), self.lr, cell, settings)
         self.epoch = 0  # epochs done
-        self.step = 0  # steps done in the epoch under way
+        self.step = 0  # steps done in the current epoch
         # Over the epoch's images so far: loss, hard, soft, correct, images.
         self.sums = torch.zeros(5, dtype=widest(device), device=device)
         self.history: list[dict[str, float]] = []  # one record an epoch
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, with --keep best
-        self.curves: Curves | None = None  # where its records are shown, if by this rank
+        self.curves: Curves | None = None  # its TensorBoard curves, on the rank that trains it
         self.diverged = 0  # the epoch in which the loss became non-finite, from 1; 0: none
 
     def soft_weight(self, epoch: int) -> float:
@@ -139,11 +139,11 @@ class Trainee:
             group["lr"] = self.lr
 
     def learned(self) -> list[nn.Parameter]:
-        """All that the optimiser moves."""
+        """All parameters of the optimiser."""
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def tensors(self) -> list[Tensor]:
-        """All that a step changes, the very memory."""
+        """All that a step changes, not copied."""
         modules = [self.model, *([self.regressor] if self.regressor else [])]
         kept = [value for module in modules for value in module.state_dict().values()]
         kept += [value for own in self.optimiser.state.values() for value in own.values()]
@@ -182,7 +182,7 @@ class Trainee:
         return first * self.t_squared * terms[0] + self.beta * terms[1]
 
     def state(self) -> dict:
-        """All that training goes on from. Random numbers come from seed and epoch: none here."""
+        """All that training resumes from, but random numbers, which come from seed and epoch."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -197,14 +197,14 @@ class Trainee:
         }
 
     def load(self, state: dict) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.epoch, self.step, self.beta = state["epoch"], state["step"], state["beta"]
         self.model.load_state_dict(state["model"])
         if self.regressor is not None:
             self.regressor.load_state_dict(state["regressor"])
         self.optimiser.load_state_dict(state["optimiser"])
-        # A stack's momentum is laid out in another way than a lone cell's weights, and on a GPU
-        # torch's fused optimisers take the two in one layout alone.
+        # A stack's momentum may have another memory layout than a lone cell's weights, and torch's
+        # fused optimisers on a GPU need the two in one.
         for parameter, own in self.optimiser.state.items():
             for name, value in own.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:

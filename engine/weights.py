@@ -1,8 +1,7 @@
-"""A teacher's first weights from a file of somebody else's, and its normalisation."""
+"""A teacher's weights from elsewhere (--weights), and its normalisation."""
 
 import hashlib
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from engine.cells import Cell, Settings
 from models import build
 from models.foreign import guarded
-from utils import UserError, brief, note
+from utils import UserError, brief, listed, note
 
 State = dict[str, Tensor]
 
@@ -20,8 +19,8 @@ def read_weights(path: Path) -> tuple[str, State]:
     """The first 12 hex digits of a file's SHA-256, and its weights by name.
 
     A state_dict, or one under state_dict, model, net or (as in this project's checkpoints) state;
-    `module.` and `_orig_mod.`, which data-parallel training and torch.compile put before every name,
-    are left out. Raises UserError.
+    `module.` and `_orig_mod.`, which data-parallel training and torch.compile put before every
+    name, are left out. Raises UserError.
     """
     try:
         raw = path.read_bytes()
@@ -49,7 +48,7 @@ NESTED = ("state_dict", "model", "net", "state")
 
 
 def is_state(content: object) -> bool:
-    """Whether it is tensors by name."""
+    """Whether it is a state_dict: tensors by name."""
     return (
         isinstance(content, dict)
         and bool(content)
@@ -58,24 +57,25 @@ def is_state(content: object) -> bool:
 
 
 def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> State:
-    """The weights, where they are those of the cell's network. Raises UserError.
+    """The weights, checked against the cell's network. Raises UserError.
 
-    Where they tell other classes apart and are to be trained, those of the last layer are left out.
+    Where they are of other classes and are to be trained, those of the last layer are left out.
     """
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     missing = {name for name in missing if not name.endswith("num_batches_tracked")}  # of 2018 on
     if missing or unknown:
         raise UserError(
-            f"--weights are not of {cell.model}: they lack {first(n for n in own if n in missing)}"
-            f" and have {first(n for n in weights if n in unknown)} besides"
+            f"--weights are not of {cell.model}: they lack "
+            f"{listed([n for n in own if n in missing])} and have "
+            f"{listed([n for n in weights if n in unknown])} besides"
         )
     other = [name for name in weights if own[name].shape != weights[name].shape]
     if other and all(of_classes(own[n], weights[n], classes) for n in other):
         apart = f"{len(weights[other[0]])} classes apart and the data have {classes}"
         if not settings.epochs:
             raise UserError(f"--weights tell {apart}: fine-tune them (--epochs)")
-        note(f"--weights tell {apart}: {first(other)} start afresh")
+        note(f"--weights tell {apart}: {listed(other)} start afresh")
         weights = {name: value for name, value in weights.items() if name not in other}
         other = []
     if other:
@@ -89,15 +89,8 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
 
 
 def of_classes(own: Tensor, other: Tensor, classes: int) -> bool:
-    """Whether two tensors differ in nothing but the classes, which come first."""
+    """Whether two shapes differ only in the first dimension, the classes."""
     return own.shape[1:] == other.shape[1:] and own.dim() > 0 and len(own) == classes
-
-
-def first(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "none"
 
 
 def moments_text(mean: list[float] | None, std: list[float] | None) -> str:

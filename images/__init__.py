@@ -1,5 +1,4 @@
-"""Images in, views out: the data sets, and the augmented views that an epoch is made of.
+"""The data sets, and the augmented views that an epoch consists of.
 
-`sources.load` is the way in. Nothing here knows of networks, losses or training, and nothing here
-imports from engine/ or reporting/.
+Start at `sources.load`. Nothing here imports from engine/ or reporting/.
 """

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), known by what they hold, however they lie on disk."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), checked by content, in any of their forms on disk."""
 
 import hashlib
 import io
@@ -20,15 +20,15 @@ SIZE = 32  # pixels a side
 
 @dataclass
 class Cifar(Archive):
-    """Where the two differ."""
+    """CIFAR-10 or CIFAR-100."""
 
     folder: str  # what the archive unpacks to
     files: str  # a regular expression: the names of the pickled files
-    test: str  # the one of them with the test images
-    labels: str  # their key
+    test: str  # the file with the test images
+    labels: str  # the key of its labels
     classes: list[str]
-    # CRC-32 of each split's pixels and then its labels (int64), in the order of `by_content`: so
-    # the images are known in every form. Where it is not: the published MD5 of each pickled file.
+    # CRC-32 of each split's pixels and then its labels (int64), in the order of `by_content`, which
+    # is the same for every form. Where it is empty: the published MD5 of each pickled file.
     crc: dict[str, int]
     md5_of: dict[str, str]
 
@@ -86,11 +86,10 @@ CIFAR100 = Cifar(
 
 
 def load_cifar(which: Cifar, data_dir: Path) -> tuple[Arrays, list[str]]:
-    """Its archive, the folder that unpacks to, or image files; downloaded where there is none.
+    """Read from its archive, the unpacked folder, or image files; downloaded where there is none.
 
-    `data_dir` holds one of these, or is it. Images come in an order of their own, so all of them
-    give the same runs, bit for bit, and so do batches of CIFAR-10 that somebody has pickled anew.
-    Raises UserError where what is there is something else; it is left as it is.
+    `data_dir` holds one of these, or is it. Images are sorted by content, so all forms give the
+    same runs, bit for bit. Raises UserError where the content is another; it is left as it is.
     """
     try:
         places = data_dir, data_dir / which.folder, data_dir / which.archive
@@ -119,7 +118,7 @@ def load_cifar(which: Cifar, data_dir: Path) -> tuple[Arrays, list[str]]:
 
 
 def is_cifar(place: Path, which: Cifar) -> bool:
-    """Whether it is to be read as the archive or as the folder of batches."""
+    """Whether it is the archive or the folder of batches."""
     if place.is_dir():
         return place.name == which.folder or any(
             re.fullmatch(which.files, p.name) and p.is_file() for p in place.iterdir()
@@ -144,7 +143,7 @@ def read_batches(place: Path, which: Cifar) -> Arrays:
             named = ((p.name, p) for p in place.iterdir())
             files = {n: p.read_bytes() for n, p in named if re.fullmatch(which.files, n)}
         else:
-            with tarfile.open(place) as tar:  # in one pass: going back would unpack it again
+            with tarfile.open(place) as tar:  # in order: going back would decompress it again
                 named = ((Path(m.name).name, m) for m in tar if m.isfile())
                 wanted = ((n, m) for n, m in named if re.fullmatch(which.files, n))
                 files = {n: tar.extractfile(m).read() for n, m in wanted}
@@ -154,7 +153,7 @@ def read_batches(place: Path, which: Cifar) -> Arrays:
         test = read_batch(files.pop(which.test), which.labels)
         train = [read_batch(files[name], which.labels) for name in sorted(files)]
         images, labels = map(np.concatenate, zip(*train, strict=True))
-    except Exception as error:  # torn or strange in one of tar's, zlib's and pickle's many ways
+    except Exception as error:  # tar, zlib and pickle raise many kinds
         raise UserError(
             f"cannot read {which.title} from {place} ({type(error).__name__}: {brief(error)}): "
             "move it away, and it is downloaded"
@@ -163,7 +162,7 @@ def read_batches(place: Path, which: Cifar) -> Arrays:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Arrays, numbers and text alone: a file from somebody else is to run nothing."""
+    """Arrays, numbers and text only, so that a foreign file cannot run code."""
 
     ALLOWED = {
         ("numpy", "ndarray"),
@@ -182,7 +181,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_batch(raw: bytes, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 32, 32, 3] and labels [N] of one file; its keys are text or, published, bytes."""
+    """Images [N, 32, 32, 3] and labels [N] of one file; keys are text or, as published, bytes."""
     content = PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
     content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
     pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, SIZE, SIZE)
@@ -193,8 +192,8 @@ def read_batch(raw: bytes, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_content(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted by label and then by a hash of the pixels: no file name or archive decides."""
-    images = np.ascontiguousarray(images)  # batches are channels first: their views are not
+    """Sorted by label and then by a hash of the pixels, whatever the file names."""
+    images = np.ascontiguousarray(images)  # batches are transposed from channels first
     digests = [hashlib.blake2b(image, digest_size=8).digest() for image in images]
     order = np.lexsort((np.array(digests), labels))
     return images[order], labels[order]

@@ -1,9 +1,8 @@
-"""Fetch a published archive from whichever copy answers, and never take a part of it for the whole.
+"""Download a published archive from the first mirror that has it, checked by its MD5.
 
 `torchvision.datasets.CIFAR10(root, download=True)` knows one address. Since June 2026 that server
-sends 50 to 80 kB/s (https://github.com/pytorch/vision/issues/9536), some 40 minutes for 170 MB.
-Others keep the same file, so we ask them first. The published MD5 decides whether what came is
-the archive, so it does not matter who sent it.
+sends 50 to 80 kB/s (https://github.com/pytorch/vision/issues/9536), some 40 minutes for 170 MB. So
+mirrors come first.
 """
 
 import hashlib
@@ -19,9 +18,9 @@ from tqdm import tqdm
 
 from utils import UserError, acquired, brief, note
 
-STALL_SECONDS = 20.0  # a source that sends nothing for this long, or below FLOOR, is left
+STALL_SECONDS = 20.0  # a source that sends nothing, or below FLOOR, for this long is left
 FLOOR = 10_000  # bytes a second
-# Some hosts turn a library's own name away.
+# Some hosts refuse the user agents of libraries.
 HEADERS = {"User-Agent": "Mozilla/5.0 (cifar download)", "Accept-Encoding": "identity"}
 
 
@@ -31,18 +30,18 @@ class Left(Exception):
 
 @dataclass
 class Archive:
-    """A published archive: what it is called, what it is known by, who has it."""
+    """A published archive: its names, checksum and sources."""
 
     dataset: str  # its --dataset: cifar10
-    title: str  # what people call it: CIFAR-10
+    title: str  # CIFAR-10
     archive: str  # its file's name
     md5: str
     size: int  # bytes
-    sources: list[str]  # asked in this order, after the environment variable CIFAR10_URL
+    sources: list[str]  # tried in this order, after the environment variable CIFAR10_URL
 
 
 def ensure_archive(root: Path, wanted: Archive) -> Path:
-    """The archive in `root`, downloaded unless it is there. Processes that share it take turns.
+    """The archive in `root`, downloaded unless it is there. Processes take turns, by a lock.
 
     Raises UserError where no source has it, or `root` cannot be written.
     """
@@ -50,8 +49,8 @@ def ensure_archive(root: Path, wanted: Archive) -> Path:
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         lock = archive.with_name(f".{wanted.title.lower()}.lock")
-        with acquired(lock):  # freed when its holder dies
-            if not archive.exists():  # whoever had the turn before us did the work
+        with acquired(lock):  # released when its holder dies
+            if not archive.exists():  # else another process has downloaded it meanwhile
                 download(archive, wanted)
     except OSError as error:
         raise UserError(
@@ -62,11 +61,11 @@ def ensure_archive(root: Path, wanted: Archive) -> Path:
 
 
 def download(archive: Path, wanted: Archive) -> None:
-    """Put the archive there from the first source that has it.
+    """Download the archive from the first source that has it.
 
     Raises UserError where none has, and OSError where it cannot be written.
     """
-    part = archive.with_name(f".{archive.name}.part")  # one that a kill leaves is written over
+    part = archive.with_name(f".{archive.name}.part")  # overwritten where a kill left one
     variable = f"{wanted.dataset.upper()}_URL"
     urls = list(dict.fromkeys(filter(None, [os.environ.get(variable), *wanted.sources])))
     try:
@@ -100,14 +99,14 @@ def fetch(url: str, part: Path, wanted: Archive) -> None:
 
 
 def blocks(url: str, size: int) -> Iterator[bytes]:
-    """What a source sends, as it comes. Raises Left: it refuses, stalls, crawls or has no end."""
-    # In a thread, for no timeout of a socket ends a header or a chunk's length that trickles.
+    """What a source sends, as it comes. Raises Left: it refuses, stalls, crawls or is too long."""
+    # In a thread: a socket's timeout does not end a header or chunk length that trickles.
     came: queue.Queue[bytes | Left] = queue.Queue(8)
     threading.Thread(target=receive, args=(url, came), daemon=True).start()
     taken, before, since = 0, 0, time.monotonic()
     while True:
         try:
-            block = came.get(timeout=STALL_SECONDS + 1)  # its own time-out, which says more, first
+            block = came.get(timeout=STALL_SECONDS + 1)  # after requests' timeout, which says more
         except queue.Empty:
             raise Left("it trickles") from None
         if isinstance(block, Left):
@@ -125,18 +124,17 @@ def blocks(url: str, size: int) -> Iterator[bytes]:
 
 
 def receive(url: str, came: "queue.Queue[bytes | Left]") -> None:
-    """Put there what a source sends, and at the end an empty block, or why there is no more."""
-    import requests  # here, as most runs have the archive
+    """Queue what a source sends, and at the end an empty block, or why it failed (Left)."""
+    import requests  # slow to import, and most runs have the archive
     from urllib3.exceptions import HTTPError
 
     try:
         with requests.get(url, stream=True, timeout=STALL_SECONDS, headers=HEADERS) as reply:
             reply.raise_for_status()
-            # read1 gives what has come; read would wait for a whole block, from a slow source long.
+            # read1 returns what has come; read would wait for a whole block.
             while block := reply.raw.read1(1 << 16):
                 came.put(block)
         came.put(b"")
-    # requests' own errors are OSErrors; so is that of a wrong REQUESTS_CA_BUNDLE. No file is open
-    # here, so none of them is the disk's.
+    # requests' errors are OSErrors. No file is open here, so none of these is the disk's.
     except (OSError, ValueError, HTTPError) as error:
         came.put(Left(str(error)))

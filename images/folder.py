@@ -1,4 +1,4 @@
-"""Any images as ROOT/{train,test}/<class>/*: found, decoded once, kept in a cache beside them."""
+"""Any images as ROOT/{train,test}/<class>/*: found, decoded once, cached beside them."""
 
 import contextlib
 import hashlib
@@ -15,17 +15,17 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import OwnError, UserError, brief, note
+from utils import OwnError, UserError, brief, listed, note
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, S, S, 3], int64 [N]
-# What files with torchvision's endings may hold. Not all that Pillow knows: EPS starts Ghostscript.
+# Formats that are decoded. Not all that Pillow knows: EPS starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 DECODER = 2  # part of a cache's key: a change of `rgb` makes older caches useless
 
 
 @dataclass
 class Tree:
-    """The images of one split; a file is its path, and its size and times of change as text."""
+    """The images of one split; a file is its path, and its size and times as text."""
 
     root: Path
     classes: list[str]
@@ -36,8 +36,8 @@ class Tree:
 def folder(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
     """Any images as data_dir/{train,test}/<class>/*, resized to `size` pixels a side.
 
-    Decoded once, then read from a cache beside them, until a file is added, removed or changed;
-    each size has its own.
+    Decoded once, then read from a cache beside them, one a size, until a file is added, removed or
+    changed.
     Raises UserError for whatever is wrong with them.
     """
     trees = {name: image_tree(data_dir / name) for name in ("train", "test")}
@@ -61,7 +61,7 @@ def folder(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
 
 
 def image_tree(root: Path) -> Tree:
-    """Classes and files of one split; a line says what was left out, hidden files aside.
+    """Classes and files of one split; a line names what was left out, but for hidden files.
 
     Raises UserError: no such folder, fewer than two classes, a class without an image.
     """
@@ -76,28 +76,23 @@ def image_tree(root: Path) -> Tree:
     if len(classes) < 2:
         inside = []
         for name in classes:
-            with contextlib.suppress(OSError):  # one that may not be read has none to name
+            with contextlib.suppress(OSError):  # where it may not be read
                 entries = visible(root / name, left_out)
                 inside += [entry.name for entry in entries if os.path.isdir(entry.path)]
         raise UserError(
-            f"{root} has {len(classes)} class folders ({listed(classes)}), and one class is "
+            f"{root} has {len(classes)} class folders ({listed(classes, 8)}), and one class is "
             f"nothing to learn: images go into {root}/<class>/"
-            + f"; the folders one level down are {listed(inside)}"
+            + f"; the folders one level down are {listed(inside, 8)}"
             * bool(inside)
         )
     if empty:
         raise UserError(
-            f"no image in the class folders {listed(empty)} of {root}"
+            f"no image in the class folders {listed(empty, 8)} of {root}"
             + f" (left out: {what})" * bool(what)
         )
     if what:
         note(f"{root}: left out {what}")
     return tree
-
-
-def listed(names: list[str], most: int = 8) -> str:
-    """`a, b, c`, and `...` after so many."""
-    return ", ".join([*names[:most], *["..."] * (len(names) > most)]) or "none"
 
 
 def visible(folder: str | Path, left_out: Counter) -> Iterator[os.DirEntry]:
@@ -119,7 +114,7 @@ def read_class(tree: Tree, name: str, left_out: Counter) -> bool:
         here = ahead.pop()
         try:
             status = os.stat(here)
-            if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
+            if (status.st_dev, status.st_ino) in seen:  # a link back
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in visible(here, left_out):
@@ -132,7 +127,7 @@ def read_class(tree: Tree, name: str, left_out: Counter) -> bool:
                     left_out[kind or "without an ending"] += 1
                 else:
                     status = os.stat(entry.path)
-                    # Both times: one stays where a file is put in another's place, one is renewed.
+                    # mtime stays the same where another file is moved there, ctime does not.
                     times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
                     found.append((here, entry.path, f"{status.st_size} {times}"))
         except OSError:
@@ -147,7 +142,7 @@ def tree_key(trees: dict[str, Tree]) -> str:
     digest = hashlib.sha256(f"decoder {DECODER}".encode())
     for tree in trees.values():
         for (path, status), label in zip(tree.files, tree.labels, strict=True):
-            place = os.fsencode(os.path.relpath(path, tree.root))  # however the root is spelled
+            place = os.fsencode(os.path.relpath(path, tree.root))  # however the root is written
             digest.update(place + f"\0{label}\0{status}\n".encode())
     return digest.hexdigest()
 
@@ -190,11 +185,11 @@ def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """As a person would see it: upright (EXIF), 8 bits a channel, clear parts laid on white.
+    """Upright by its EXIF data, 8 bits a channel, transparency on white.
 
-    Raises ValueError for numbers whose range is not known.
+    Raises ValueError for numbers of unknown range.
     """
-    with contextlib.suppress(Exception):  # an EXIF block that is broken turns nothing
+    with contextlib.suppress(Exception):  # broken EXIF data are ignored
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = eight_bits(image)
@@ -209,7 +204,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image).astype(float)
     low, high = pixels.min(), pixels.max()
     top = 1.0 if image.mode == "F" else 65535.0
-    # They may hold 8 bits, which would all be black: that is known by what is beyond 255 alone.
+    # 16-bit files with 8-bit values would become black, so values beyond 255 are required.
     if not 0 <= low <= high <= top or (image.mode != "F" and 0 < high <= 255):
         raise ValueError(f"mode {image.mode} with pixels from {low:g} to {high:g}: save 8 bits")
     return Image.fromarray(np.rint(pixels * (255 / top)).astype(np.uint8))
@@ -221,7 +216,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 def check_room(count: int, size: int, side: int, device: torch.device, advice: str) -> None:
     """Raise OwnError unless so many images, uint8 and `side` pixels a side, fit into what is free.
 
-    `size` is what the user knows them by, without their padding.
+    `size` is their size without the padding, for the message.
     """
     each, free = 3 * side**2, free_bytes(device)
     if count * each > free:
@@ -233,7 +228,7 @@ def check_room(count: int, size: int, side: int, device: torch.device, advice: s
 
 
 def free_bytes(device: torch.device) -> float:
-    """What is free on a GPU, or in the machine's memory; infinite where the system does not say."""
+    """Free memory of a GPU or of the machine; infinite where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError):
@@ -256,18 +251,18 @@ def cached(cache: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
 
 
 def read_cache(cache: Path, key: str) -> Arrays | None:
-    """What was decoded of these very files, or None."""
+    """What was decoded of files with this key, or None."""
     try:
         with np.load(cache) as stored:
             if json.loads(str(stored["key"])) != key:
                 return None
             return {n: (stored[f"{n}_images"], stored[f"{n}_labels"]) for n in ("train", "test")}
-    except Exception:  # none yet, or broken in one of zipfile's and NumPy's many ways
+    except Exception:  # none yet, or broken, for which zipfile and NumPy raise many kinds
         return None
 
 
 def write_cache(cache: Path, key: str, arrays: Arrays) -> None:
-    """Keep what was decoded; where it cannot be kept, a line says so."""
+    """Cache what was decoded; a line where that fails."""
     named = {f"{name}_images": images for name, (images, _) in arrays.items()}
     named |= {f"{name}_labels": labels for name, (_, labels) in arrays.items()}
     temporary = cache.with_name(f"{cache.stem}.{os.getpid()}.npz")

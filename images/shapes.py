@@ -35,22 +35,6 @@ NOISE = 0.03  # standard deviation, of a full range of 1
 # --- outlines: signed distance, negative inside, for a shape of radius about 1 at the origin ---
 
 
-def _disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - 0.85
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(u, v) - 0.7) - 0.22
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.75
-
-
-def _frame(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.58) - 0.18
-
-
 def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     third = np.pi / 3
     angle = np.arctan2(v, u) % (2 * third) - third  # all three sides fold onto one
@@ -70,29 +54,17 @@ def _bar(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(u) - 0.95, np.abs(v) - 0.3)
 
 
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.minimum(_bar(u, v), _bar(v, u))
-
-
-def _crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.hypot(u, v) - 0.9, 0.75 - np.hypot(u - 0.5, v))
-
-
-def _half(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.hypot(u + 0.35, v) - 0.95, -0.35 - u)
-
-
 OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "frame": _frame,
+    "disc": lambda u, v: np.hypot(u, v) - 0.85,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.7) - 0.22,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.75,
+    "frame": lambda u, v: np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.58) - 0.18,
     "triangle": _triangle,
     "star": _star,
     "bar": _bar,
-    "cross": _cross,
-    "crescent": _crescent,
-    "half": _half,
+    "cross": lambda u, v: np.minimum(_bar(u, v), _bar(v, u)),
+    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 0.9, 0.75 - np.hypot(u - 0.5, v)),
+    "half": lambda u, v: np.maximum(np.hypot(u + 0.35, v) - 0.95, -0.35 - u),
 }
 CLASSES: tuple[str, ...] = tuple(OUTLINES)
 

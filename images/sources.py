@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR, a folder, drawn shapes; and which of them a run sees."""
+"""Data sets (CIFAR, a folder, drawn shapes), and which of their images a run uses."""
 
 import zlib
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PIECE = 1_000  # images converted at a time
 
 @dataclass
 class Data:
-    """All a run sees of a data set."""
+    """A data set as a run uses it."""
 
     train: Split
     test: Split
@@ -53,7 +53,7 @@ def load(
 
     `normalization` is reference, data, or three means and three stds: `0.5 0.5 0.5/0.2 0.2 0.2`.
 
-    Raises UserError for whatever is wrong with the files or the sizes asked for.
+    Raises UserError for whatever is wrong with the files or the sizes.
     """
     arrays, classes = SOURCES[dataset](data_dir, image_size)
     images, labels = arrays["train"]
@@ -99,9 +99,9 @@ def to_device(
     pad: int,
     flips: int,
 ) -> Split:
-    """The images numbered `keep`, resized to `size` pixels a side and padded; the rest as in Split.
+    """The images with indices `keep`, resized to `size` pixels a side and padded, as a Split.
 
-    In pieces, for a second copy of all is memory lost.
+    In pieces, so that there is no second copy of all of them.
     """
     labels, keep = labels[keep], np.arange(len(labels))[keep]
     side, inside = size + 2 * pad, slice(pad, pad + size)
@@ -119,8 +119,8 @@ def split_off(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and to validate on, each class-balanced, disjoint, in ascending order.
 
-    Which images are held out depends on nothing but `val_size`; `train_size` then takes from the
-    rest (0: all of it). Raises UserError where a class has too few images.
+    Which images are held out depends only on `val_size`; `train_size` then takes from the rest
+    (0: all). Raises UserError where a class has too few images.
     """
     rest = np.arange(len(labels))
     val = balanced(labels, rest, val_size, classes, "validation")
@@ -166,7 +166,7 @@ def channel_moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def drawn_shapes(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
-    """The project's own drawn data set; nothing is read or written."""
+    """The project's drawn data set; nothing is read or written."""
     seeds = {"train": 1, "test": 2}
     arrays = {name: shapes.draw(size, seeds[name]) for name, size in SHAPES_SIZES.items()}
     return arrays, list(shapes.CLASSES)

@@ -16,8 +16,3 @@ from .registry import (
 )
 from .resnet import ResNet18
 from .stages import Stages, find
-
-__all__ = ["CNN", "ELSEWHERE", "MODELS", "NETWORKS", "Imported", "ResNet18", "Stages"]
-__all__ += ["at_least_float32", "autocast", "build", "check_logits", "code_of", "default_width"]
-__all__ += ["file_name", "find", "imported", "is_own", "named", "on_device", "parameter_count"]
-__all__ += ["widest"]

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class CNN(nn.Module):
     """The reference's student (Tootouch 2021, after the Keras distillation example).
 
-    There is no activation after the second convolution: with a ReLU there it is another network,
-    several points better. The head's weights are in the order height, width, channel.
+    It has no activation after the second convolution; with a ReLU there it is several points
+    better. The head's weights are in the order height, width, channel.
     """
 
     DEFAULT_WIDTH = 16
-    AUTOCAST = False  # so small that casting costs more than bfloat16 saves
+    AUTOCAST = False  # too small: casting costs more than bfloat16 saves
 
     def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10, image_size: int = 32):
         super().__init__()
@@ -34,14 +34,13 @@ class CNN(nn.Module):
 class Pool(nn.Module):
     """2x2 max-pool of stride 1, [..., H, W] to [..., H, W].
 
-    Keras' 'same': one row and one column of nothing, below and on the right only.
+    Keras' padding 'same': one row below and one column on the right.
     """
 
     def forward(self, h: Tensor) -> Tensor:
         h = F.pad(h, (0, 1, 0, 1), value=float("-inf"))
         if torch.is_grad_enabled():
             return F.max_pool2d(h, 2, stride=1)
-        # The same numbers without the indices that a gradient needs: on a CPU a quarter of the
-        # time.
+        # The same without the indices that a gradient needs: on a CPU a quarter of the time.
         h = torch.maximum(h[..., :-1], h[..., 1:])
         return torch.maximum(h[..., :-1, :], h[..., 1:, :])

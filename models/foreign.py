@@ -1,6 +1,6 @@
-"""Networks that are not of this project: torchvision's, timm's, and those of a user's own file.
+"""Networks from elsewhere: torchvision's, timm's, and those of a user's own file.
 
-A file or package is imported where the command line names it, never because a checkpoint does.
+A file or package is imported only where the command line names it, never for a checkpoint.
 """
 
 import difflib
@@ -26,9 +26,9 @@ LIBRARIES = ("torchvision", "timm")
 
 
 class Imported(NamedTuple):
-    """A network of a user's own, and where it is from."""
+    """A network of a user's own, and its source."""
 
-    name: str  # net.py:Net, without the folder: what rows and checkpoints call it
+    name: str  # net.py:Net, without the folder: its name in rows and checkpoints
     call: Callable
     code: str  # CRC-32 of the file that was named, as 8 hex digits
 
@@ -50,7 +50,7 @@ class Imported(NamedTuple):
 
 
 def with_classes(call: Callable, classes: int) -> nn.Module:
-    """Call it with the number of classes: by name where it has one of the usual, else as first."""
+    """Call it with the number of classes: as num_classes or classes, else the first argument."""
     try:
         parameters = inspect.signature(call).parameters
     except ValueError:  # written in C
@@ -84,7 +84,7 @@ def imported(text: str) -> Imported:
 
 
 def of_file(path: Path) -> ModuleType:
-    """Import a file; what lies beside it can be imported by it."""
+    """Import a file, which may import what lies beside it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     folder = path.resolve().parent
@@ -92,13 +92,13 @@ def of_file(path: Path) -> ModuleType:
         check_beside(folder)
     spec = importlib.util.spec_from_file_location(f"network of {path.resolve()}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass asks there for its module
+    sys.modules[spec.name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 def of_package(name: str) -> ModuleType:
-    """Import a module that Python finds, here or where it is installed."""
+    """Import a module from the working directory or the installed packages."""
     look_also(Path.cwd())
     module = importlib.import_module(name)
     if not module.__file__:
@@ -132,7 +132,7 @@ OTHERS: set[Path] = set()  # folders of networks that were imported
 def of_library(name: str) -> Callable[[int], nn.Module]:
     """`torchvision:NAME` or `timm:NAME` as a function of the number of classes.
 
-    Only names of their own lists: timm would fetch others. Raises UserError.
+    Only names in their lists, since timm would download others. Raises UserError.
     """
     library, _, own = name.partition(":")
     if library == "torchvision":
@@ -152,12 +152,12 @@ def of_library(name: str) -> Callable[[int], nn.Module]:
     return create
 
 
-# ---------------------------------------------------------------- what may go wrong
+# ---------------------------------------------------------------- errors
 
 
 @contextmanager
 def guarded(name: str) -> Iterator[None]:
-    """What somebody else's code raises inside becomes a UserError that names it."""
+    """Turn whatever a network's own code raises inside into a UserError that names it."""
     try:
         yield
     except UserError:
@@ -185,7 +185,7 @@ def check_logits(model: nn.Module, x: Tensor, classes: int, name: str) -> None:
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """What of the known names may have been meant, as the end of a sentence."""
+    """The known names that may have been meant, as the end of a sentence."""
     found = difflib.get_close_matches(name, known, 4, 0.5)
     meant = f"did you mean {' or '.join(found)}?" if found else f"there are {shortened(known)}"
     return f" ({meant})"

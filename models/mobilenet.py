@@ -1,8 +1,8 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) in the CIFAR form of Tian et al. 2020: width 0.5, T = 6.
 
-What differs from the paper: the second stage keeps the size, so 32 pixels become 2 and not 1; the
-first block has an expansion, too, if to no more channels; ReLU instead of ReLU6; channels are not
-rounded to a multiple of 8 (half of 24 are 12); no dropout.
+Differences from the paper: the second stage keeps the size, so 32 pixels become 2 and not 1; the
+first block has an expansion layer, too, of factor 1; ReLU instead of ReLU6; channels are not
+rounded to a multiple of 8 (half of 24 is 12); no dropout.
 """
 
 from collections.abc import Callable

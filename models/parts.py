@@ -24,7 +24,7 @@ def convolution(
 
 
 def he_normal(model: nn.Module) -> None:
-    """Draw every convolution's weights anew, from torch's global generator; biases become 0.
+    """Initialise every convolution, from torch's global generator; biases become 0.
 
     He et al., ICCV 2015, equation 14, of the outputs, as the networks of Tian et al. 2020 are.
     """

@@ -1,4 +1,4 @@
-"""The networks by name: images [B, 3, H, W] in, logits [B, classes] out, and nothing else known."""
+"""The networks by name: images [B, 3, H, W] to logits [B, classes]."""
 
 import re
 from collections.abc import Callable
@@ -27,9 +27,9 @@ NAMED: dict[str, Imported] = {}  # a user's own, which the command line named
 
 
 def named(text: str) -> str:
-    """An argparse type: what cells, rows and checkpoints call the network that `text` names.
+    """An argparse type: the name in cells, rows and checkpoints of the network `text`.
 
-    A file or package is imported for it. Raises UserError where there is no such network.
+    Imports it where it is a file or package. Raises UserError where there is no such network.
     """
     if text in MODELS or text in NETWORKS:
         return text
@@ -49,9 +49,9 @@ def named(text: str) -> str:
 def build(name: str, width: int, classes: int, image_size: int = 32) -> nn.Module:
     """The network `name` with `classes` logits; `width` channels in its first stage, if it has one.
 
-    Weights are drawn from torch's global generator, so seed that first. Nothing is imported that
-    the command line has not named. Raises UserError where there is no such network, or its own code
-    fails.
+    Weights are drawn from torch's global generator, so seed that first. Files are imported only
+    where the command line named them. Raises UserError where there is no such network, or its own
+    code fails.
     """
     if name in MODELS:  # the CNN's head sees every pixel
         size = {"image_size": image_size} if name == "cnn" else {}
@@ -75,7 +75,7 @@ def code_of(name: str) -> str:
 
 
 def default_width(name: str) -> int:
-    """Channels of the first stage where nothing is said; 0 for a network without a width."""
+    """Channels of the first stage by default; 0 for a network without a width."""
     return MODELS[name].DEFAULT_WIDTH if name in MODELS else 0
 
 

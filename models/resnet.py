@@ -10,10 +10,10 @@ from .precision import at_least_float32
 class Projection(nn.Conv2d):
     """The shortcut's 1x1 convolution with a stride.
 
-    Of few channels it picks the pixels before it convolves: below a block of oneDNN's its strided
-    kernel for channels_last can write beyond its memory (uxlfoundation/oneDNN, issue 6035). With
-    torch 2.14.1 and AVX2, whose block is 8 channels, that was a crash, a hang or wrong gradients;
-    with AVX512, whose block is 16, nothing was seen.
+    With few channels it subsamples before it convolves: oneDNN's strided kernel for channels_last
+    can write out of bounds where the channels do not fill a block (uxlfoundation/oneDNN, issue
+    6035). With torch 2.14.1 and AVX2 (blocks of 8 channels) that was a crash, a hang or wrong
+    gradients; with AVX512 (blocks of 16) nothing was seen.
     """
 
     ENOUGH_CHANNELS = 16

@@ -1,7 +1,7 @@
 """ShuffleNetV2 (Ma et al., ECCV 2018), size 1, in the CIFAR form of Tian et al. 2020.
 
-What differs from the paper: the stem is a 1x1 convolution that keeps the size, with no max-pool
-after it, so 32 pixels become 4 and not 1.
+Difference from the paper: the stem is a 1x1 convolution of stride 1 without a max-pool, so 32
+pixels become 4 and not 1.
 """
 
 from collections.abc import Callable

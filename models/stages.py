@@ -1,4 +1,4 @@
-"""A network's stages, found by watching it: it is images in, logits out, and knows nothing else.
+"""A network's stages, found with forward hooks: the network itself only maps images to logits.
 
 stages = find(model, x)
 with stages.watch() as seen:
@@ -22,7 +22,7 @@ Size = tuple[int, int]
 
 @dataclass
 class Stages:
-    """Which modules of `model` a stage is the output of."""
+    """The modules of `model` whose outputs are stages."""
 
     model: nn.Module
     places: dict[str, tuple[str, Size | None]]  # stage -> module, and at which size of its outputs
@@ -30,13 +30,13 @@ class Stages:
 
     @contextmanager
     def watch(self) -> Iterator[dict[str, Tensor]]:
-        """Fills what it yields while the model is called inside; of several calls the last counts.
+        """Yields a dict that calls of the model inside fill; of several calls the last counts.
 
         Stages [B, C, H, W] from shallow to deep (or as they were named), then `pooled` [B, D].
         Raises UserError at its end where a layer was not called.
         """
         names = [*self.places, *["pooled"] * (self.head is not None)]
-        seen: dict[str, Tensor] = dict.fromkeys(names)  # whose order is not that of the calls
+        seen: dict[str, Tensor] = dict.fromkeys(names)  # in this order, not that of the calls
 
         def keep(stage: str, size: Size | None):
             def hook(module: nn.Module, given: tuple, out: object) -> None:
@@ -74,11 +74,11 @@ def find(
     """The stages of a model, from one call on images x [B, 3, H, W] in eval mode.
 
     They are the last 4-D outputs at each height and width above 1x1, in the order of the call, or
-    the outputs of the `layers` that are named; `pooled` is what the last linear layer sees. What a
-    block has inside does not count where something outside has that size: a bottleneck's first
-    convolution still has the size of the stage before. The call leaves no trace in the model or in
-    torch's random numbers. Raises UserError for a layer that is not there or has no such output;
-    messages call the model `name`.
+    the outputs of the named `layers`; `pooled` is the input of the last linear layer. Outputs
+    inside a block count only where none outside has that size: a bottleneck's first convolution
+    still has the size of the stage before. The call changes neither the model nor torch's random
+    state. Raises UserError for a layer that does not exist or has no such output; messages call
+    the model `name`.
     """
     modules = dict(model.named_modules())
     del modules[""]  # whose output is the logits
@@ -122,8 +122,8 @@ def find(
 
 
 def outermost(maps: list[tuple[str, Size]], blocks: set[str]) -> list[tuple[str, Size]]:
-    """Of the outputs of each size the last that is inside the fewest blocks, in order."""
-    best: dict[Size, tuple[int, int]] = {}  # how many blocks it is in, and its place from behind
+    """For each size, of the outputs that are inside the fewest blocks the last; in order."""
+    best: dict[Size, tuple[int, int]] = {}  # number of blocks around it, and minus its position
     for place, (layer, size) in enumerate(maps):
         depth = sum(layer.startswith(f"{block}.") for block in blocks)
         best[size] = min(best.get(size, (depth, 0)), (depth, -place))

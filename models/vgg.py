@@ -1,8 +1,8 @@
 """VGG with batch norm (Simonyan & Zisserman, ICLR 2015), in the CIFAR form of Tian et al. 2020.
 
-Instead of the paper's three linear layers there is one, of the mean over all that is left of the
-image, so images of any size fit. There are three max-pools and not five: 32 pixels become 4, and 64
-become 8 (where Tian et al. pool once more).
+One linear layer after a global mean replaces the paper's three, so images of any size fit. There
+are three max-pools and not five: 32 pixels become 4, and 64 become 8 (where Tian et al. pool once
+more).
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class VGG(nn.Module):
 
 
 def stage(depth: int, channels_in: int, channels: int) -> nn.Sequential:
-    """3x3 convolutions at one size, each with a bias, which batch norm makes superfluous."""
+    """3x3 convolutions at one size; each has a bias, though batch norm makes it superfluous."""
     before = [channels_in, *[channels] * (depth - 1)]
     return nn.Sequential(*[convolution(c, channels, 3, bias=True) for c in before])
 

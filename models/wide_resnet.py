@@ -37,7 +37,7 @@ class WideResNet(nn.Module):
 class PreactivationBlock(nn.Module):
     """Twice batch norm, ReLU and a 3x3 convolution, and a shortcut (their figure 1, basic-wide).
 
-    Where the channels change, the shortcut is a 1x1 convolution of what the first one sees, too.
+    Where the channels change, the shortcut is a 1x1 convolution of the first activation.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int):

@@ -1,1 +1,1 @@
-"""From the CSV to tables, pictures and the report; summarize.py is the way in."""
+"""From the CSV to tables, pictures and the report; start at summarize.py."""

@@ -1,7 +1,7 @@
-"""One protocol in, one tidy table of comparisons out: every statistic of the report is made here.
+"""All comparisons of a protocol as one tidy table: every statistic of the report is made here.
 
-A comparison is a cell minus another of the same student, paired by seed, and belongs to a family:
-the comparisons that could have been reported in its place, over which Holm's correction is.
+A comparison is a cell minus another of the same student, paired by seed. Its family are the
+comparisons that could have been reported in its place; Holm's correction is over the family.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ import pandas as pd
 from reporting import stats
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, T2, Protocol, short_ids
 
-BEST, PLAIN, KD, AMONG_METHODS = "best", "plain", "kd", " among methods"
+BEST, PLAIN, KD = "best", "plain", "kd"
+METHODS = "methods"  # against the student alone, corrected over all methods
 LEARNED = ["agreement", "teacher_kl", "ece"]
 TESTS = [*CELL, "against", "family", "n", "difference", "half", "p", "p_holm", "sign", "visible"]
 Grid = tuple[str, str]  # (student, variant)
@@ -25,19 +26,19 @@ Family = tuple[str, list[Pair], list[Pair]]
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of a protocol; accuracies and differences are fractions of 1.
+    """The cells of a protocol and their comparisons; accuracies and differences are fractions of 1.
 
     `cells`, by CELL: n, mean, std (of the accuracy over seeds), val, LEARNED (means), kind,
     run_ids, teacher_sha; and whether it is the `best` of its grid on test, the one `picked` on
-    validation, the `choice` that stands for the grid. `tests`, columns TESTS: `family` is how many
-    p Holm's correction is over, `half` that of the 95 % interval, `sign` 1 above, -1 below and 0
-    for what does not hold, `visible` the smallest difference that would.
+    validation, the `choice` that represents the grid. `tests`, columns TESTS: `family` is the
+    number of p in Holm's correction, `half` half the 95 % interval, `sign` 1 above, -1 below and 0
+    not significant, `visible` the smallest difference that would be significant.
     """
 
     protocol: Protocol
     cells: pd.DataFrame
     tests: pd.DataFrame
-    grids: list[Grid]  # taught ones, the main one first
+    grids: list[Grid]  # with a teacher, the main one first
 
     def against(self, grid: Grid, other: str) -> pd.DataFrame:
         """The comparisons of a grid's cells with another by (alpha, temperature); may be empty."""
@@ -80,8 +81,8 @@ def describe(rows: pd.DataFrame) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(found, names=CELL)
     cells = pd.DataFrame(list(found.values()), index=index).assign(best=False, picked=False)
     for _, grid in cells[~cells.kind.isin([ALONE, CONTROL])].groupby(CELL[:2]):
-        # A cell with fewer seeds than most lost some to divergence and is no winner; one with
-        # more, as while a further seed is under way, does not shut out the others.
+        # A cell with fewer seeds than most lost some to divergence and cannot win; one with more,
+        # as while a further seed is being trained, does not exclude the others.
         able = grid[grid.n >= max(1, grid.n.mode().max())]
         for what, figure in (("best", able["mean"]), ("picked", able.val)):
             if figure.notna().any():
@@ -96,8 +97,8 @@ def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     values.columns = values.columns.to_flat_index()
     families = [family for family in [*of_grids(cells), *of_methods(cells)] if family[2]]
     number = {pair: i for i, pair in enumerate(dict.fromkeys(p for f in families for p in f[1]))}
-    # All in one call: the noise is estimated over everything that this student did.
-    # Along T the cells of an alpha are nearly one network.
+    # All in one call: the noise is estimated over all cells of the student. Those of one alpha
+    # count as one network, since along T they move together.
     alike = [(cells.kind[column], column[1]) for column in values]
     found = stats.contrasts(values, list(number), alike)
     parts = [pd.DataFrame(columns=TESTS)]
@@ -127,8 +128,8 @@ def of_grids(cells: pd.DataFrame) -> list[Family]:
             pairs = [p for p in zip(grid.index, columns, strict=True) if p[1] in known]
             families.append((against, pairs, pairs))
         if grid.best.any():
-            # The best was picked by the very figures it is compared by: Holm is over all pairs of
-            # cells, among which these are, whichever comes out best.
+            # The best was picked by the figures it is compared by, so Holm is over all pairs of
+            # cells: these are among them, whichever is best.
             best = grid.best.idxmax()
             pairs = [(b, a) if a == best else (a, b) for a, b in combinations(grid.index, 2)]
             families.append((BEST, pairs, [pair for pair in pairs if pair[1] == best]))
@@ -136,9 +137,9 @@ def of_grids(cells: pd.DataFrame) -> list[Family]:
 
 
 def of_methods(cells: pd.DataFrame) -> list[Family]:
-    """One cell a method against the student alone and against kd's, where there are several.
+    """One cell a method against the student alone and against kd, where there are several methods.
 
-    Validation's choices are one family; else every cell that could have been picked is in it.
+    Where validation chose, its choices are the family; else every cell that could have been picked.
     """
     chosen = stand_ins(cells)
     if chosen.kind.str.removesuffix(T2).nunique() < 2:
@@ -150,14 +151,14 @@ def of_methods(cells: pd.DataFrame) -> list[Family]:
     stand = {*chosen.index, alone}
     return [
         (against, pairs, [pair for pair in pairs if stand.issuperset(pair)])
-        for against, pairs in ((ALONE + AMONG_METHODS, over_alone), (KD, over_kd))
+        for against, pairs in ((METHODS, over_alone), (KD, over_kd))
     ]
 
 
 def stand_ins(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cell that stands for each `kind` of a student: its grids are searched together.
+    """The cell that represents each `kind` of a student, among all its grids.
 
-    The seeds come first: a beta that lost some to divergence does not win by its lucky ones.
+    Those with the most seeds come first: a beta that lost some to divergence does not win.
     """
     chosen = cells[cells.choice]
     merit = chosen.val if chosen.picked.all() else chosen["mean"]

@@ -1,8 +1,8 @@
-"""What bench.py has measured, told: a line of its table, what `sh exp.sh` will take.
+"""bench.py's figures as text: the lines of its table, and an estimate of what `sh exp.sh` takes.
 
-A line is seconds of a step by what they are spent on: `teacher` and `view` serve all `cells`,
-`students` is all of theirs, `cell` is one's part of it all and `again` its part where the sheet is
-full; `ask` is a batch asked from the first image to the last, `test` one network on the test set.
+A line has seconds per step: `teacher` and `view` for all `cells` together, `students` for all of
+theirs, `cell` per cell and `again` per cell where all teacher logits are cached; `ask` is the
+teacher on a batch, `test` one network on the test set.
 """
 
 # The reference's experiment.
@@ -15,22 +15,22 @@ STEPS = -(-IMAGES // BATCH)  # of an epoch
 VIEWS = 162  # of an image of 32 pixels: 9 x 9 crops, flipped or not
 
 
-def asked(seeds: int, epochs: int = EPOCHS) -> float:
-    """How many epochs' worth of views the teacher is asked in `epochs` of `seeds` seeds.
+def new_views(seeds: int, epochs: int = EPOCHS) -> float:
+    """Epochs' worth of distinct views in `epochs` of `seeds` seeds, for which logits are computed.
 
-    An epoch draws one of VIEWS for each image: those that are new by then. (Expectation.)
+    Expectation: an epoch draws one of VIEWS for each image.
     """
     return VIEWS * (1 - (1 - 1 / VIEWS) ** (seeds * epochs))
 
 
 HEADER = """\
-| way | cells | teacher | view | student | one cell-step | plain / this | on a full sheet | \
+| way | cells | teacher | view | student | one cell-step | plain / this | all cached | \
 GPU busy | memory |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
 
 
 def row(name: str, line: dict, plain_cell: float) -> str:
-    """A line in Markdown, times in ms; ratios are to the plain way's cell-step."""
+    """A line in Markdown, times in ms; ratios are to the plain loop's cell-step."""
     student = line["students"] / line["cells"]
     times = [line["teacher"], line["view"], student, line["cell"]]
     ratio = f"{plain_cell / line['cell']:.1f}" if line["ask"] else "–"
@@ -42,40 +42,39 @@ def row(name: str, line: dict, plain_cell: float) -> str:
 
 
 def foot(line: dict, on_gpu: bool) -> str:
-    """What the table's columns are; `line` is the engine's last."""
+    """Explains the table's columns; `line` is the engine's last."""
     recorded = (
-        "On a GPU a step is recorded from the gathering on and timed as a whole, so that the "
-        "gathering is in the student's column. Steps are timed in blocks of 20, from one wait for "
-        "the GPU to the next. GPU busy: the time of its kernels in 20 steps under a profiler, by "
-        "that of 20 steps without one. "
+        "On a GPU a step is recorded and timed as a whole, so that gathering the batch is in the "
+        "student's column. Steps are timed in blocks of 20, between synchronisations. GPU busy: "
+        "the time of its kernels in 20 steps under a profiler, by that of 20 steps without one. "
     )
     return (
-        "Milliseconds of a step: the teacher's and the view's serve all cells together, the "
-        "student's is one cell's; a cell-step is their sum per cell. The teacher's is its time for "
-        f"a batch by the share of views that are new in {EPOCHS} epochs; on a full sheet none is. "
-        "The view's is the gathering of a batch, and a step's part of an epoch's beginning (its "
-        f"order, its crops, the sheet's answers). {recorded if on_gpu else ''}Memory is the ranks' "
-        f"sum. Testing a cell on {TEST_IMAGES:,} images takes {line['test']:.3f} s.\n"
+        "Milliseconds of a step: teacher and view are for all cells together, student is for one "
+        "cell; a cell-step is their sum per cell. Teacher is its time for a batch times the "
+        f"fraction of views that are new in {EPOCHS} epochs; with a full cache none is. View is "
+        "gathering a batch, and a step's part of an epoch's start (order, crops, reading cached "
+        f"logits). {recorded if on_gpu else ''}Memory is summed over ranks. Testing a cell on "
+        f"{TEST_IMAGES:,} images takes {line['test']:.3f} s.\n"
     )
 
 
 def estimate(grid: dict, resnet: dict) -> list[tuple[str, str, float]]:
-    """What `sh exp.sh` takes, from the lines of one seed's grid and of a ResNet-18 in training.
+    """What `sh exp.sh` takes, from the lines of one seed's grid and of training a ResNet-18.
 
     Its parts: name, arithmetic, minutes.
     """
-    cells = GRID + 1 + len(ALPHAS)  # the student alone and the controls are in the pass
+    cells = GRID + 1 + len(ALPHAS)  # with the student alone and the controls
     students = grid["students"] * cells / GRID
     tests = grid["test"] * cells / grid["ranks"]
-    answered = f"{asked(SEEDS):.1f} epochs' worth of new views"
+    answered = f"{new_views(SEEDS):.1f} epochs' worth of new views"
     train, again = resnet["view"] + resnet["students"], grid["view"] + resnet["students"]
     together = f"{SEEDS} x {EPOCHS} epochs of {cells} cells"
     parts = [
         ("teacher", EPOCHS, f"{EPOCHS} epochs", train, resnet["test"]),
-        ("its answers", asked(SEEDS), answered, grid["ask"], 0.0),
-        (f"{SEEDS} seeds' grid, student alone and controls in the pass", SEEDS * EPOCHS, together,
+        ("its logits", new_views(SEEDS), answered, grid["ask"], 0.0),
+        (f"{SEEDS} seeds' grid, with student alone and controls", SEEDS * EPOCHS, together,
          grid["view"] + students, tests),
-        ("two ResNet-18 students, answers there", 2 * EPOCHS, f"2 x {EPOCHS} epochs", again,
+        ("two ResNet-18 students, logits cached", 2 * EPOCHS, f"2 x {EPOCHS} epochs", again,
          resnet["test"]),
     ]  # fmt: skip
     found = []

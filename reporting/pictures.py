@@ -1,6 +1,6 @@
 """The pictures as PNG bytes: the gains as a heatmap and against T, and accuracy by epoch.
 
-Nothing is told by colour alone. Drawn with the Agg canvas and without metadata, so that the same
+Nothing is shown by colour alone. Drawn with the Agg canvas and without metadata, so that the same
 rows give the same bytes.
 """
 
@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable
 
-os.environ["MPLBACKEND"] = "agg"  # no other is used, and what is set may not be there
+os.environ["MPLBACKEND"] = "agg"  # the only one used; one that is set may not be installed
 
 import matplotlib
 import numpy as np
@@ -27,7 +27,7 @@ from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, T2, curves
 from reporting.tables import fixed, points, spread, temperature, title
 
 WIDTH, DPI = 8.0, 160  # inches, dots an inch: 1280 wide, shown 800 px wide in a README
-FEW = 4  # cells; a smaller grid is no picture
+FEW = 4  # cells; smaller grids are not drawn
 STYLE = dict(
     [("font.size", 10.5), ("axes.titlesize", 11.5), ("axes.titleweight", "bold")]
     + [("axes.titlelocation", "left"), ("axes.spines.top", False), ("axes.spines.right", False)]
@@ -35,7 +35,7 @@ STYLE = dict(
     + [("grid.color", "0.9"), ("axes.axisbelow", True), ("lines.linewidth", 1.9)]
 )
 INK, MUTED, BAND = "#222222", "#585858", "#e8e8e8"
-# Okabe and Ito's, which the colour-blind can tell apart; the student alone is INK everywhere.
+# Okabe and Ito's palette for the colour-blind; the student alone is INK everywhere.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195"]
 MARKERS, DASHES = "os^DvPX", ["-", "-", (0, (4, 1.5))]
 # Orange below, blue above, pale enough at both ends for dark figures.
@@ -86,9 +86,9 @@ def gains(results: Results, grid: Grid) -> pd.Series:
 
 
 def reach(results: Results, grid: Grid) -> float:
-    """The largest gain that a scale must show, in points: not that of a few terrible cells.
+    """The largest gain that a scale shows, in points, whatever a few very bad cells are.
 
-    Three medians and every gain above 0 are inside, in all grids of the student and method.
+    It includes three medians and every gain above 0, in all grids of the student and method.
     """
     tests, method = results.tests, re.match(r"[\w+]+", grid[1])[0]
     alike = (tests.student == grid[0]) & (tests.variant.str.extract(r"([\w+]+)")[0] == method)
@@ -97,7 +97,7 @@ def reach(results: Results, grid: Grid) -> float:
 
 
 def head(part: Figure, axes: Axes, text: str, results: Results, grid: Grid) -> None:
-    """A title that a person understands, what exactly is drawn in grey, the protocol below."""
+    """A plain title, what exactly is drawn in grey, the protocol below."""
     alone = of(results.cells, (grid[0], ALONE)).iloc[0]
     half = 100 * results.against(grid, ALONE).half.median()
     what = f"{grid[0]}, {grid[1]}; student alone {spread(alone)} % (n {alone.n})"
@@ -108,17 +108,17 @@ def head(part: Figure, axes: Axes, text: str, results: Results, grid: Grid) -> N
 
 
 def heatmap(part: Figure, results: Results, grid: Grid) -> None:
-    """α down, T across; the gain in points; what holds is framed and bold."""
+    """α down, T across; the gain in points; what is significant is framed and bold."""
     sign = results.against(grid, ALONE).sign.unstack()
     table, far = gains(results, grid).unstack(), reach(results, grid)
     axes = part.subplots()
     axes.grid(False)
     image = axes.imshow(table, cmap=DIVERGING, vmin=-far, vmax=far, aspect="auto")
     for (row, column), gain in np.ndenumerate(table):
-        holds = abs(sign.iat[row, column]) == 1  # NaN, a cell that is not there, is not
-        look = {"color": INK, "weight": "bold"} if holds else {"color": MUTED}
+        significant = abs(sign.iat[row, column]) == 1  # not for NaN, a missing cell
+        look = {"color": INK, "weight": "bold"} if significant else {"color": MUTED}
         axes.text(column, row, points(gain / 100), ha="center", va="center", size=11, **look)
-        if holds:
+        if significant:
             corner = (column - 0.46, row - 0.44)
             axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=INK, lw=1.6))
     axes.set_xticks(range(len(table.columns)), table.columns.map(temperature))
@@ -134,7 +134,7 @@ def heatmap(part: Figure, results: Results, grid: Grid) -> None:
 
 
 def lines(part: Figure, results: Results, grid: Grid) -> None:
-    """Gain against T, one line for each α, on a logarithmic axis; terrible cells fall out."""
+    """Gain against T, one line for each α, on a logarithmic axis; very bad cells are cut off."""
     tests, table = results.against(grid, ALONE), gains(results, grid).unstack("alpha")
     half = 100 * tests.half.median()
     axes = part.subplots()
@@ -145,8 +145,8 @@ def lines(part: Figure, results: Results, grid: Grid) -> None:
         gain = gain.dropna()
         look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 5.5}
         axes.plot(gain.index, gain, mfc="white", **look)
-        holds = [tests.sign[alpha, t] != 0 for t in gain.index]
-        axes.plot(gain.index[holds], gain[holds], ls="", **look)
+        significant = [tests.sign[alpha, t] != 0 for t in gain.index]
+        axes.plot(gain.index[significant], gain[significant], ls="", **look)
     axes.set_xscale("log" if min(table.index) > 0 else "symlog")
     axes.set_xticks(table.index, table.index.map(temperature))
     axes.xaxis.set_minor_locator(NullLocator())

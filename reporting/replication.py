@@ -1,6 +1,6 @@
-"""Does the reference's table repeat? Its kd grid and ours as two patterns over the same cells.
+"""Does the reference's table replicate? Its kd grid and ours, compared over the same cells.
 
-Both are best epochs: what the reference shows. Only plain kd and the model's own width count.
+Both are best epochs, as the reference shows. Only plain kd and the model's default width count.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from reporting.compare import KD, Results
 from reporting.rows import ALONE
 from reporting.tables import KEY, fixed, over_seeds, percent, plural, points
 
-FEWEST = 5  # cells in common below which a rank correlation says nothing
+FEWEST = 5  # cells in common, below which a rank correlation is meaningless
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def replication(results: Results, reference: pd.DataFrame) -> Replication | None
 
 
 def sentences(found: Replication) -> list[str]:
-    """What of the reference's table stands, each a bold word and its figures."""
+    """Four sentences, each with a bold keyword and its figures."""
     return [pattern(found), inside(found), best_cells(found), best_epoch(found)]
 
 
@@ -87,12 +87,12 @@ def rho(one: pd.Series, other: pd.Series) -> float:
 
 
 def inside(found: Replication) -> str:
-    """In how many cells the reference could be a further seed of ours."""
+    """In how many cells the reference could be one more seed of ours."""
     seeds = len(found.ours)
     if seeds < 2:
         return "**Level**: one seed, so whether the reference could be another stays open."
     noise = np.sqrt(found.ours.var().mean())  # of a run, pooled over cells
-    # A seed moves all cells together, so there are hardly more degrees of freedom than seeds.
+    # A seed moves all cells together, so the degrees of freedom are about those of one cell.
     half = stats.quantile(seeds - 1) * noise * np.sqrt(1 + 1 / seeds)
     away = found.ours.mean() - found.reference
     return (
@@ -115,13 +115,13 @@ def best_cells(found: Replication) -> str:
         f"these, {cell_name(theirs)}, is number {rank} of our {len(found.reference)}"
     )
     if len(gain):
-        # Its interval is the moderated one of the tables: a comparison has one.
+        # Without an interval: the tables have it, moderated.
         text += f", with {points(gain.mean())} over the student alone"
     return text + "."
 
 
 def best_epoch(found: Replication) -> str:
-    """What the choice of an epoch on the test set adds to the last one."""
+    """What choosing the epoch on the test set adds to the last one."""
     told = found.added.dropna(axis=1, how="all").items()
     parts = [f"{over_seeds(added.dropna())} to {name}" for name, added in told]
     return (

@@ -1,8 +1,8 @@
-"""From the rows of results.csv to protocols: cleaned, never mixed, one row a run that counts.
+"""From the rows of results.csv to protocols: cleaned, never mixed, one row for each cell and seed.
 
-What a student was given is its `variant`: "alone" (no teacher), "control" (no teacher, hard loss
-x (1 - alpha)), or the method with what tells it from its siblings ("kd", "kd × T²", "sp, β 300").
-A cell is (student, variant, alpha, temperature); a grid is all cells of one taught variant.
+A student's `variant` is "alone" (no teacher), "control" (no teacher, hard loss x (1 - alpha)), or
+the method with all that distinguishes it but alpha and T ("kd", "kd × T²", "sp, β 300"). A cell is
+(student, variant, alpha, temperature); a grid is all cells of one variant with a teacher.
 """
 
 import re
@@ -27,9 +27,9 @@ NUMBERS = (
     *("teacher_acc", "soft_warmup", *IMAGES),
     *(name for name in PROTOCOL if name not in TEXT),
 )
-CIFAR10_TRAIN = 50000  # images; what the protocol's train_size 0, "all", is in a row
+CIFAR10_TRAIN = 50000  # images; the protocol's train_size 0, "all", as rows have it
 
-# What a figure is: the CSV's column it is read from, and the validation column that may choose.
+# Metric: the CSV's column with the accuracy, and the validation column that may choose by.
 METRICS = {
     "last": ("test_acc", "val_acc"),
     "best": ("best_test_acc", "best_val_acc"),
@@ -42,7 +42,7 @@ CELL = ["student", "variant", "alpha", "temperature"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The runs that share every setting. `rows` has CELL, `kind`, `value` and `val` besides."""
+    """The runs that share every setting. `rows` also has CELL, `kind`, `value` and `val`."""
 
     settings: dict
     metric: str
@@ -56,14 +56,14 @@ class Protocol:
 
 
 def is_annealed(settings: dict) -> bool:
-    """Whether the learning rate is low at the end: T_max is epochs, or a milestone was passed."""
+    """Whether the learning rate has decayed: T_max is epochs, or a milestone was passed."""
     if settings["schedule"] == "step":
         return int(settings["milestones"].split()[0]) < settings["epochs"]
     return settings["t_max"] == settings["epochs"]
 
 
 def applies(name: str, settings: dict) -> bool:
-    """Whether a setting says anything beside the others: not T_max of steps, nor a flag not set."""
+    """Whether a setting is worth showing: not T_max of a step schedule, nor a flag that is off."""
     other, value = SETTINGS[name].metadata["only"] or (name, settings[name])
     return settings[other] == value and (REFERENCE[name] is not False or bool(settings[name]))
 
@@ -95,15 +95,15 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
         rows[name] = rows[name].astype(str).str.lower().isin(["true", "1", "1.0"])
     check(rows)
     rows["seed"] = rows.seed.astype(int)
-    # A blank is of a version that did not say: the one that is known of the same training images.
+    # Blank in rows of an older version: then that of other rows with the same training images.
     known = rows.groupby("data", dropna=False).test_data.transform("first")
     rows["test_data"] = rows.test_data.fillna(known)
-    rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # mean nothing there
+    rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # have no meaning there
     blanks = {"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0, "soft_warmup": 0.0}
     rows = rows.fillna(blanks)
     rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
     rows["curve"] = [curve(row.test_curve, row.run_id) for row in rows.itertuples()]
-    # A best epoch of ten measured is lower than one of a hundred (--eval-every).
+    # The best of ten measured epochs is lower than that of a hundred (--eval-every).
     rows["epochs measured"] = [np.isfinite(c).sum() if len(c) else np.nan for c in rows.curve]
     epochs = zip(rows.curve, rows.best_val_epoch, strict=True)
     rows["val_epoch_test_acc"] = [c[int(e) - 1] if 1 <= e <= len(c) else np.nan for c, e in epochs]
@@ -148,7 +148,7 @@ def student_name(model: str, width: float) -> str:
 def split(rows: pd.DataFrame, asked: str | None = None) -> tuple[list[Protocol], pd.DataFrame]:
     """All protocols, the main one first, and the teachers that belong to none of them.
 
-    The main one has taught students and is fully annealed, if there is such a one.
+    The main one has students with a teacher and is fully annealed, if there is one.
     `asked` is a key of METRICS; None takes each protocol's own: the last epoch where the schedule
     is annealed, else the epoch that validation chose, else the best epoch.
     """
@@ -165,7 +165,7 @@ def split(rows: pd.DataFrame, asked: str | None = None) -> tuple[list[Protocol],
 
 
 def tell_apart(found: list[Protocol]) -> None:
-    """Name the images of protocols that differ in nothing else: they were changed between runs."""
+    """Add the images' checksums to the settings of protocols that differ in nothing else."""
     keys = [tuple(each.settings[name] for name in PROTOCOL) for each in found]
     for each, key in zip(found, keys, strict=True):
         if keys.count(key) > 1:
@@ -177,22 +177,22 @@ def protocol(
 ) -> Protocol:
     """The rows of one protocol, each run once."""
     same = (teachers[list(settings)].fillna(0) == pd.Series(settings).fillna(0)).all(axis=1)
-    # A teacher trained with these very settings, from no other weights, is that model alone, too; a
-    # run of it goes first.
+    # A teacher trained with the same settings, from no other weights, is also that model alone,
+    # unless a run of it exists.
     twins = teachers[same & teachers.student.isin(rows.student) & (teachers.weights == "")]
-    everyone = with_variants(pd.concat([rows, twins]))
+    runs = with_variants(pd.concat([rows, twins]))
     own = "val" if rows.val_epoch_test_acc.notna().any() else "best"
     metric = asked or ("last" if is_annealed(settings) else own)
-    everyone = everyone.assign(value=everyone[METRICS[metric][0]], val=everyone[METRICS[metric][1]])
+    runs = runs.assign(value=runs[METRICS[metric][0]], val=runs[METRICS[metric][1]])
 
     cell = [*CELL, "seed"]
-    first = everyone.groupby(cell).run_id.transform("first")
-    double = everyone.duplicated(cell)
+    first = runs.groupby(cell).run_id.transform("first")
+    double = runs.duplicated(cell)
     left_out = [
         (row.run_id, f"same cell and seed as `{first[row.Index]}`")
-        for row in everyone[double & (everyone.role != "teacher")].itertuples()
+        for row in runs[double & (runs.role != "teacher")].itertuples()
     ]
-    kept = everyone[~double]
+    kept = runs[~double]
     left_out += [(run_id, "no accuracy") for run_id in kept.run_id[kept.value.isna()]]
     return Protocol(settings, metric, kept, its_teachers(settings, rows, teachers), left_out)
 
@@ -200,9 +200,9 @@ def protocol(
 def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     """Sorted rows with `kind` (the variant without beta and teacher) and `variant`.
 
-    Where several teachers taught the same cell and seed, each teacher makes its own variant;
-    with and without T² are torn together, so that each grid still finds its twin. `by` is who
-    taught: a teacher for each seed is one variant, of which the report says so.
+    Where several teachers taught the same cell and seed, each makes a variant of its own, both with
+    and without T², so that these can still be compared. `by` is the teacher: one for each seed is
+    a single variant, which the report notes.
     """
     taught = rows.method != "none"
     kind = (rows.method + np.where(rows.scale_t2, T2, "")).where(taught, ALONE)
@@ -227,14 +227,14 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def teacher_names(rows: pd.DataFrame) -> pd.Series:
-    """Who taught each row: its run id, and its checkpoint where several have that run id."""
+    """Each row's teacher: its run id, and its checkpoint's SHA where several have that run id."""
     shas = rows.groupby("teacher").teacher_sha
     known = rows.teacher_sha.fillna(shas.transform("first")).fillna("")
     return rows.teacher.where(shas.transform("nunique") < 2, rows.teacher + " (" + known + ")")
 
 
 def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
-    """The teachers that a protocol's rows name; where they name none, those of the same data."""
+    """The teachers that a protocol's rows name; where there is none, those of the same data."""
     data = pd.Series({name: settings[name] for name in DATA_SETTINGS})
     if (rows.teacher[rows.method != "none"] != "").any():
         return teachers[teachers.run_id.isin(rows.teacher)]
@@ -242,7 +242,7 @@ def its_teachers(settings: dict, rows: pd.DataFrame, teachers: pd.DataFrame) -> 
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy by epoch (from 1), a column a seed; where one was not tested is left out."""
+    """Test accuracy by epoch (from 1), a column a seed; without epochs that one did not test."""
     table = pd.DataFrame({row.seed: pd.Series(row.curve) for row in rows.itertuples()})
     table.index += 1
     return table.dropna(axis=1, how="all").dropna()

@@ -13,8 +13,8 @@ from scipy import stats
 CONFIDENCE = 0.95  # of every interval
 LEVEL = 0.05  # of every test
 
-# What the other columns may count for in the variance of one difference, in degrees of freedom: so
-# few that a student alone of twice their variance is covered (tests/simulate_intervals.py).
+# Degrees of freedom, at most, that other columns contribute to the variance of a difference: few
+# enough that a student alone of twice their variance is covered (tests/simulate_intervals.py).
 PRIOR = 3
 
 
@@ -70,9 +70,9 @@ def contrasts(
 
 
 def visible(tests: pd.DataFrame) -> pd.Series:
-    """By contrast, the smallest difference that holds where all of `tests` are one family.
+    """For each contrast, the smallest difference that the first step of Holm's rejects.
 
-    That is the first step of Holm's, of which most of a family's p have to be.
+    All of `tests` are one family.
     """
     step = LEVEL / max(tests.p.notna().sum(), 1)
     df = tests.df.where(tests.df > 0)
@@ -98,13 +98,13 @@ def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:
 
 
 def column_means(y: np.ndarray) -> np.ndarray:
-    """The mean of what is known of each column; NaN where nothing is."""
+    """The mean of each column's known values; NaN where there is none."""
     known = np.isfinite(y)
     return np.where(known, y, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
 
 def quantile(df: np.ndarray | int) -> np.ndarray | float:
-    """Of Student's t, two-sided: so many standard errors are half an interval. NaN for df 0."""
+    """Student's t, two-sided: half an interval in standard errors. NaN for df 0."""
     return stats.t.ppf((1 + CONFIDENCE) / 2, df)
 
 

@@ -1,4 +1,4 @@
-"""Results as text: every cell a row of one sheet, and Markdown tables that select from it."""
+"""Results as text: one frame with a row a cell, and the Markdown tables that select from it."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,7 +8,7 @@ import pandas as pd
 
 from engine.cells import REFERENCE
 from reporting import stats
-from reporting.compare import KD, Results
+from reporting.compare import KD, METHODS, Results
 from reporting.rows import (
     ALONE,
     CELL,
@@ -32,12 +32,12 @@ LOGGED += ("data", "test_data")
 
 
 def fixed(value: float, digits: int = 2, sign: str = "") -> str:
-    """With so many digits after the point; — for NaN.
+    """Rounded to so many digits; — for NaN.
 
-    Rounded to nine digits first: a mean on the edge, as 61.245, must not go by its last bit, which
-    is not the same with every version of NumPy.
+    Rounded to nine digits first: a mean like 61.245 must not depend on its last bit, which differs
+    between versions of NumPy.
     """
-    value = float(value)  # NumPy's own numbers are rounded by another rule
+    value = float(value)  # NumPy's floats round by another rule
     if np.isnan(value):
         return NONE
     return f"{round(round(value, 9), digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
@@ -64,13 +64,13 @@ def several(values: pd.Series) -> str:
 
 
 def over_seeds(values: list[float] | pd.Series, words: Callable[[float], str] = points) -> str:
-    """The mean with Student's interval over seeds, which a single seed has not."""
+    """The mean with Student's interval over seeds; the mean alone for a single seed."""
     values = pd.Series(values, dtype=float)
     return with_interval(values.mean(), stats.quantile(len(values) - 1) * values.sem(), words)
 
 
 def gain(test: pd.Series) -> str:
-    """`+0.30 [+0.10, +0.50] †`: with interval and mark, and n where it lacks seeds of its cell."""
+    """`+0.30 [+0.10, +0.50] †`: with interval and mark, and n where it has fewer than its cell."""
     fewer = f" (n {test.n})" if 0 < test.n < test.seeds else ""
     return with_interval(test.difference, test.half) + MARKS[test.sign] + fewer
 
@@ -107,13 +107,13 @@ def distinct(values: pd.Series) -> list[str]:
 
 
 def mixed(rows: pd.DataFrame) -> str:
-    """In what runs differ that should not: a difference between cells may be theirs."""
+    """What runs should have in common and do not: it may cause a difference between cells."""
     names = [f"`{name}`" for name in SAME if len(distinct(rows[name])) > 1]
     return f" The runs differ in {', '.join(names)}." if names else ""
 
 
 def title(settings: dict) -> str:
-    """The data, the length, and whatever else is not the reference protocol's."""
+    """The data, the length, and every setting that is not the reference protocol's."""
     parts = [str(settings["dataset"]), f"{settings['train_size']:,.0f} training images"]
     if settings["val_size"]:
         parts.append(f"{settings['val_size']:,.0f} for validation")
@@ -137,7 +137,10 @@ def schedule(settings: dict) -> str:
 
 
 def sheet(results: Results) -> pd.DataFrame:
-    """Every cell as text, by CELL: a column a figure, and for each `against` its gain and p."""
+    """Every cell as text, by CELL: a column a figure.
+
+    For each `against` the columns ("−", against), its gain, ("points", against) and ("p", against).
+    """
     cells, text = results.cells, results.cells.index.to_frame()
     text = text.rename(columns={"variant": "method", "alpha": "α", "temperature": "T"})
     text["α"] = text["α"].map("{:g}".format)
@@ -150,11 +153,9 @@ def sheet(results: Results) -> pd.DataFrame:
     text["teacher_sha"] = cells.teacher_sha.replace("", NONE)
     for against, tests in results.tests.groupby("against"):
         tests = tests.set_index(CELL).join(cells.n.rename("seeds"))
-        text[f"− {against}"] = tests.apply(gain, axis=1)
-        text[f"points {against}"] = tests.difference.map(points) + tests.sign.map(MARKS)
-        text[f"p of {against}"] = pd.Series(
-            ["< 0.001" if p < 0.001 else fixed(p, 3) for p in tests.p_holm], tests.index
-        )
+        text["−", against] = tests.apply(gain, axis=1)
+        text["points", against] = tests.difference.map(points) + tests.sign.map(MARKS)
+        text["p", against] = tests.p_holm.map(lambda p: "< 0.001" if p < 0.001 else fixed(p, 3))
     most = cells.n.groupby(CELL[:2]).transform("max")
     marked = text.accuracy.where(~cells.best, "**" + text.accuracy + "**")
     marked += (" (n " + text.n + ")").where((cells.n > 0) & (cells.n < most), "")
@@ -164,28 +165,33 @@ def sheet(results: Results) -> pd.DataFrame:
     return text.fillna(NONE)
 
 
-def look(text: pd.DataFrame, cell: tuple | None, column: str) -> str:
+def look(text: pd.DataFrame, cell: tuple | None, column: str | tuple[str, str]) -> str:
     """One figure of a sheet; — if there is no such cell or column."""
     return text.at[cell, column] if cell in text.index and column in text else NONE
 
 
 def count(tests: pd.DataFrame, sign: int) -> str:
-    """How many comparisons come out so after correction; — where none has a p."""
+    """How many comparisons have this sign after correction; — where none has a p."""
     return str((tests.sign == sign).sum()) if tests.p.notna().any() else NONE
 
 
-def show(frame: pd.DataFrame, *columns: str) -> str:
+def show(frame: pd.DataFrame, *columns: str | tuple[str, str]) -> str:
     """Its columns as a Markdown table; empty for no row.
 
-    Columns that are nothing but — are left out, but for the first.
+    Columns with nothing but — are left out, except the first.
     """
     shown = [name for name in columns if name in frame and (frame[name] != NONE).any()]
-    if columns and columns[0] in frame and columns[0] not in shown:  # what names the lines stays
+    if columns and columns[0] in frame and columns[0] not in shown:
         shown.insert(0, columns[0])
-    header = [name.split(" of ")[0].removesuffix(" among methods") for name in shown]
+    header = [name if isinstance(name, str) else heading(*name) for name in shown]
     rule = [":---" if name in LEFT else "---:" for name in shown]
     lines = [header, rule, *frame[shown].to_numpy().tolist()] if len(frame) else []
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def heading(what: str, against: str) -> str:
+    """`− alone`, or `p`."""
+    return f"− {ALONE if against == METHODS else against}" if what == "−" else what
 
 
 def show_lines(lines: list[dict[str, str]]) -> str:
@@ -195,7 +201,7 @@ def show_lines(lines: list[dict[str, str]]) -> str:
 
 def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
     """T down, α across, of text by CELL; `last` is by CELL, too, and a line of its own."""
-    table = text.droplevel(CELL[:2]).unstack("alpha").fillna(NONE)
+    table = text.droplevel(CELL[:2]).rename(None).unstack("alpha").fillna(NONE)
     corner = "T \\ α"
     table.insert(0, corner, table.index.map(temperature))
     if last is not None and len(last):
@@ -208,8 +214,8 @@ def pivot(text: pd.Series, last: pd.Series | None = None) -> str:
 def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
     """Teachers and students alone: last and best epoch, mean ± std over seeds.
 
-    Where images were held out, also the epoch that they chose, and what choosing it on the test set
-    adds to that.
+    Where images were held out, also the epoch that they chose, and what choosing on the test set
+    adds to it.
     """
     both = {"teacher": teachers}
     if students is not None:
@@ -234,7 +240,7 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
 def taught_by(protocol: Protocol) -> str:
     """The teachers with their accuracy: the CSV's own, and those that are not in it (--teacher)."""
     taught, known = protocol.rows[protocol.rows.role == "distill"], protocol.teachers
-    # One that was measured on other test images is as good as one from elsewhere.
+    # One that was measured on other test images counts as one from elsewhere.
     on_these = protocol.settings["test_data"]
     known = known[~(known.test_data.notna() & (known.test_data != on_these))]
     parts = [
@@ -250,7 +256,7 @@ def taught_by(protocol: Protocol) -> str:
 
 
 def several_teachers(protocol: Protocol) -> str:
-    """The teachers among whom the seeds of a cell were shared out; empty where none was."""
+    """The teachers of cells whose seeds had different ones; empty where there is no such cell."""
     taught = protocol.rows[protocol.rows.role == "distill"]
     teachers = taught.groupby(CELL).by.unique()
     return ", ".join(sorted({name for names in teachers if len(names) > 1 for name in names}))
@@ -270,7 +276,7 @@ def made_with(results: Results) -> str:
     return show(pd.DataFrame(lines), "column", "students", "teachers")
 
 
-BLANK = -1.0  # stands for a blank alpha or T of the reference, since NaN equals nothing
+BLANK = -1.0  # a blank alpha or T of the reference, since NaN != NaN
 KEY = ["role", "model", "alpha", "temperature"]
 AGAINST = ["role", "model", "α", "T", "this project", "reference", "difference"]
 
@@ -278,7 +284,7 @@ AGAINST = ["role", "model", "α", "T", "this project", "reference", "difference"
 def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     """The reference's rows that have ours, with `mean`, `std` (ours) and `difference`.
 
-    Both sides are best epochs. Only plain kd counts, whoever taught; a teacher only of the
+    Both are best epochs. Students: only plain kd, with any teacher. Teachers: only of the
     reference's own width and protocol.
     """
     teachers = results.protocol.teachers
@@ -298,9 +304,7 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
 def reference_table(table: pd.DataFrame) -> str:
     """beside_reference as Markdown."""
     text = table[KEY].map(lambda v: v if isinstance(v, str) else NONE if v == BLANK else f"{v:g}")
-    text[AGAINST[4]], text[AGAINST[5]] = (
-        table.apply(spread, axis=1),
-        table.test_acc.map(percent),
-    )
+    text["this project"] = table.apply(spread, axis=1)
+    text["reference"] = table.test_acc.map(percent)
     text["difference"] = table.difference.map(points)
     return show(text.rename(columns={"alpha": "α", "temperature": "T"}), *AGAINST)

@@ -1,8 +1,7 @@
-"""The fair trial's rows to comparisons, and which choices lie at a border of what was tried.
+"""From the fair trial's rows to comparisons, and choices at a border of the tried range.
 
-A place is (training images, width of the student). It is whole when every main side has tried all
-that belongs there and its winner has run with all fresh seeds; only whole places are compared and
-drawn, all others are named.
+A place is (training images, width of the student). It is whole when every main side has run its
+search and final and its winner all fresh seeds. Only whole places are compared and drawn.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,17 +18,16 @@ from utils import UserError
 
 PLACE = ["images", "width"]
 OF_PLACE = ("train_size", "epochs", "t_max", *OPTIMISER)  # settings a trial varies
-# What an untuned comparison would have kept, one run a side: the protocol's learning rate, and for
-# kd a form that its users write down first.
+# An untuned comparison, one run a side: the protocol's learning rate, and a common form of kd.
 RATE, ALPHA, TEMPERATURE = 0.1, 0.5, 4.0
-# Ends of a range beyond which there is nothing to try.
+# Ends of a range beyond which nothing can be tried.
 NATURAL = {("weight_decay", 0.0), ("alpha", 1.0), ("temperature", 1.0)}
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known of a trial; accuracies and differences are fractions of 1.
+    """A trial's runs and comparisons; accuracies and differences are fractions of 1.
 
     `entries`, by (images, width, side): `search`, `final`, `fresh` (how many runs are there),
     `asked` (how many fresh ones there should be),
@@ -37,7 +35,7 @@ class Trial:
     (its held-out mean over the final's seeds), `accuracy` (its test accuracies, a Series by fresh
     seed), `train` (mean train_acc of those), `whole` (of side and place).
     `tests`: images, width, side, against, n, difference, half (of the 95 % interval), p, p_holm,
-    sign (1 above, -1 below, 0: does not hold), over all differences of whole places.
+    sign (1 above, -1 below, 0 not significant), over all differences of whole places.
     `searched`, by place and side: held-out gain over the student alone in the search's seed, where
     both keep RATE, and kd ALPHA and TEMPERATURE (`fixed`), and where each has its best (`own`).
     """
@@ -73,10 +71,10 @@ class Trial:
 
 
 def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
-    """What is known of the trial in cleaned rows.
+    """The trial in cleaned rows.
 
     `fresh` seeds make a winner whole (None: as many as sides.fresh_seeds has);
-    `diverged` are the run ids of runs that were made and left no row.
+    `diverged` are the run ids of runs that diverged and left no row.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
@@ -104,7 +102,7 @@ def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError unless the rows are one trial's."""
     lengths = rows.groupby("images")[["epochs", "t_max"]].nunique().max(axis=None)
-    # A side has one teacher, and kd-same one for each number of images.
+    # A side has one teacher, kd-same one for each number of images.
     whose = rows.side.where(rows.side != sides.KD_SAME, rows.side + rows.images.astype(str))
     teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
     twice = rows.duplicated([*PLACE, "side", "config", "seed"])
@@ -158,15 +156,15 @@ def entry(side: str, place: pd.DataFrame, fresh: int | None, diverged: set[str])
 
 
 def place_settings(rows: pd.DataFrame) -> Settings:
-    """The settings that runs of one place share, as their run ids have them."""
+    """The common settings of the runs of one place, as in their run ids."""
     first, ours = rows.iloc[0], asdict(Settings())
     return Settings(**{name: type(own)(first[name]) for name, own in ours.items() if name != "amp"})
 
 
 def compare(entries: pd.DataFrame) -> pd.DataFrame:
-    """Trial.tests: every whole side minus the student alone, and each taught one minus smooth.
+    """Trial.tests: every whole side minus the student alone, and each side but these minus smooth.
 
-    Paired t-tests, each of its two sides alone: a third side's noise says nothing of them here.
+    Plain paired t-tests: unlike cells of a grid, sides need not be equally noisy.
     """
     parts = [pd.DataFrame(columns=[*PLACE, "side", "against", "n", "difference", "half", "p"])]
     for place, part in entries[entries.whole].groupby(PLACE):
@@ -179,8 +177,8 @@ def compare(entries: pd.DataFrame) -> pd.DataFrame:
         parts.append(pd.concat([named, pd.concat(found, ignore_index=True)], axis=1))
     tests = pd.concat(parts[1:] or parts, ignore_index=True)
     tests["p_holm"] = stats.holm(tests.p)
-    holds = tests.p_holm <= stats.LEVEL
-    return tests.assign(sign=np.sign(tests.difference).where(holds, 0).astype(int))
+    significant = tests.p_holm <= stats.LEVEL
+    return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
 
 
 def searched(rows: pd.DataFrame) -> pd.DataFrame:
@@ -208,9 +206,9 @@ def places_of(frame: pd.DataFrame) -> list[tuple]:
 
 
 def borders(side: str, number: int) -> list[tuple[str, float, str]]:
-    """Which settings of a choice are the smallest or largest tried: (name, value, which end).
+    """Settings of a choice that are the smallest or largest tried: (name, value, which end).
 
-    Tried: by the configurations that agree in all else. Where one value was tried there is no end.
+    Tried by the configurations that agree in all else. Where one value was tried there is no end.
     """
     chosen, found = sides.SIDES[side][number], []
     for name in TUNED:
@@ -224,7 +222,7 @@ def borders(side: str, number: int) -> list[tuple[str, float, str]]:
 def siblings(one: sides.Config, other: sides.Config, but: str) -> bool:
     """Whether two configurations agree in all but one setting.
 
-    T 1 has no factor T^2, and as alpha hardly matters there, it is every alpha's.
+    T 1 was tried with one alpha and without T^2, as neither matters there: it agrees with any.
     """
     free = {but, "scale_t2"} | ({"alpha"} if 1.0 in (one.temperature, other.temperature) else set())
     return all(getattr(one, name) == getattr(other, name) for name in TUNED if name not in free)

@@ -1,4 +1,4 @@
-"""The fair trial's page: its sentences and tables, as the template shows them."""
+"""The fair trial's page: its sentences and tables, for the template."""
 
 import re
 
@@ -34,7 +34,7 @@ NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature
 
 
 def page(trial: Trial) -> dict:
-    """What the template shows: texts and tables."""
+    """The template's values: texts and tables."""
     rows, steps = trial.rows, trial.steps
     fixed = [n for n in PROTOCOL if n not in OF_PLACE and applies(n, rows.iloc[0])]
     return {
@@ -67,7 +67,7 @@ def page(trial: Trial) -> dict:
 
 
 def gain(test: pd.Series) -> str:
-    """`+1.20 [+0.90, +1.50]`, bold where it holds."""
+    """`+1.20 [+0.90, +1.50]`, bold where significant."""
     text = with_interval(test.difference, test.half)
     return f"**{text}**" if test.sign else text
 
@@ -78,7 +78,7 @@ def at(images: float, width: float) -> dict[str, str]:
 
 
 def expect(trial: Trial) -> str:
-    """The table of the main sides at whole places; empty if there is none."""
+    """The table of the main sides at whole places; empty if there are none."""
     lines = []
     tests = trial.tests[trial.tests.side.isin(sides.MAIN)]
     pairs = dict.fromkeys(zip(tests.side, tests.against, strict=True))
@@ -91,7 +91,7 @@ def expect(trial: Trial) -> str:
 
 
 def others(trial: Trial) -> str:
-    """The table of all further sides, which few places have; empty if none has."""
+    """The table of all further sides; empty if there are none."""
     lines = []
     tests = trial.tests[~trial.tests.side.isin(sides.MAIN)]
     for (images, width, side), part in tests.groupby([*PLACE, "side"], sort=False):
@@ -117,7 +117,7 @@ def accuracy(trial: Trial, place: tuple, side: str) -> str:
 
 
 def unfinished(trial: Trial) -> str:
-    """What is not whole, by place and side, and how far it is; empty if all is."""
+    """Unfinished sides by place, and how far they are; empty if there are none."""
     lines = []
     for place in places_of(trial.entries[~trial.entries.whole]):
         for side, one in trial.entries.loc[place].iterrows():
@@ -135,7 +135,7 @@ def unfinished(trial: Trial) -> str:
 
 
 def choices(trial: Trial) -> str:
-    """What was chosen where, how well it learned, and whether it lies at a border."""
+    """The choices by place and side, their accuracy, and whether they lie at a border."""
     lines = []
     for (images, width, side), one in trial.entries[trial.entries.choice >= 0].iterrows():
         lines.append(at(images, width) | {
@@ -181,7 +181,7 @@ def at_border(trial: Trial) -> list[str]:
 
 
 def taught_by(trial: Trial) -> list[str]:
-    """A sentence for each teacher: what it was trained on, as its run id says it."""
+    """A sentence for each teacher: what it was trained on, by its run id."""
     lines = []
     taught = trial.rows[trial.rows.role == "distill"]
     for (teacher, sha), part in taught.groupby(["teacher", "teacher_sha"]):
@@ -199,7 +199,7 @@ def taught_by(trial: Trial) -> list[str]:
 
 
 def seen_by(teacher: str) -> str:
-    """`all images`, `all images but 5,000` or `1,000 images`, as a teacher's run id says it."""
+    """`all images`, `all images but 5,000` or `1,000 images`, by a teacher's run id."""
     found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
     count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
     if "n" in count:
@@ -211,7 +211,7 @@ def seen_by(teacher: str) -> str:
 
 
 def findings(trial: Trial) -> list[str]:
-    """What a reader takes away; of whole places alone."""
+    """The main sentences, about whole places only."""
     if not trial.whole:
         return ["No place is finished, so nothing has been found yet."]
     tests = trial.tests
@@ -248,13 +248,14 @@ def held(tests: pd.DataFrame) -> str:
 
 
 def extremes(tests: pd.DataFrame) -> str:
-    """The gain at the fewest and at the most images of the commonest width."""
+    """The gains with the fewest and the most images, at the most common width."""
     line = tests[tests.width == tests.width.mode().iloc[0]].sort_values("images")
     told = []
     for k in dict.fromkeys([0, len(line) - 1]):
         end = line.iloc[k]
-        doubt = "" if end.sign else ", which does not hold after correction"
-        told.append(f"{gain(end).strip('*')} points with {end.images:,.0f} images{doubt}")
+        doubt = "" if end.sign else ", which is not significant after correction"
+        value = with_interval(end.difference, end.half)
+        told.append(f"{value} points with {end.images:,.0f} images{doubt}")
     return f"{'; '.join(told)}; width {line.width.iloc[0]:g}"
 
 

@@ -54,14 +54,14 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
         look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 6}
         gains, halves = 100 * line.difference, 100 * line.half
         axes.errorbar(at, gains, halves, capsize=3, elinewidth=1.2, mfc="white", label=side, **look)
-        holds = line.sign != 0
-        axes.plot(at[holds], gains[holds], ls="", zorder=3, **look)
+        significant = line.sign != 0
+        axes.plot(at[significant], gains[significant], ls="", zorder=3, **look)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
     what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {span(tests.n)} "
-    what += "fresh seeds; filled: holds after correction"
+    what += "fresh seeds; filled: significant after correction"
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes

@@ -82,7 +82,7 @@ def test_the_estimates_arithmetic():
     assert parts == pytest.approx(
         {
             "teacher": 100 * (391 * 0.020 + 2.0) / 60,
-            "its answers": new * 391 * 0.01 / 60,
+            "its logits": new * 391 * 0.01 / 60,
             "5 seeds' grid": 500 * (391 * (0.001 + 0.051) + 5.1) / 60,
             "two ResNet-18 students": 200 * (391 * (0.001 + 0.018) + 2.0) / 60,
         }

@@ -129,8 +129,8 @@ def test_a_whole_epoch_of_views_is_the_cpus():
         assert torch.equal(gather(split, moved[part]).cpu(), gather(many(), views[part]))
 
 
-def test_a_sheet_finds_the_same_bits_in_any_company(tmp_path):
-    """Where it does not, every command would ask its teacher anew."""
+def test_logits_are_independent_of_batch_composition(tmp_path):
+    """Where they are not, every epoch would compute them again."""
     check(teacher(), small().train, Sheet(tmp_path / "a.sheet", {}, 100, 10))
 
 
@@ -365,12 +365,12 @@ sys.path[:0] = {path}
 import torch
 import torch.distributed as dist
 from test_cuda import DEVICE
-from engine.parallel import Ranks, from_lead, share
+from engine.parallel import Ranks, all_gather, from_lead
 
 torch.cuda.set_device(DEVICE)
 dist.init_process_group("nccl", init_method="file://{file}", rank=0, world_size=1)
 item = {{"rows": [1, 2.5, None, "a"], "logits": torch.arange(6.0).view(2, 3)}}
-for back in (*share(Ranks(), item), from_lead(Ranks(), item)):
+for back in (*all_gather(Ranks(), item), from_lead(Ranks(), item)):
     assert back is not item and back["rows"] == item["rows"]
     assert back["logits"].device.type == "cpu" and torch.equal(back["logits"], item["logits"])
 dist.destroy_process_group()

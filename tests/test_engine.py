@@ -176,20 +176,17 @@ def test_threads_are_part_of_a_run_on_the_cpu_only(make_run, monkeypatch):
 def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
     run = make_run("out")
     folder = folder_of(GRID, run)
-    lock = claim(folder)
-    clear(GRID, run)
-    assert folder.exists()
-    lock.release()
+    with claim(folder):
+        clear(GRID, run)
+        assert folder.exists()
     clear(GRID, run)
     assert not folder.exists()
 
 
 def test_two_at_once_are_refused(make_run):
     run = make_run("out")
-    lock = claim(folder_of(GRID, run))
-    with pytest.raises(UserError, match="another process"):
+    with claim(folder_of(GRID, run)), pytest.raises(UserError, match="another process"):
         train(GRID, GRID, run)
-    lock.release()
     assert len(train_all(GRID, run)) == len(GRID)
 
 
