@@ -235,7 +235,7 @@ def terms_of(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, list[Tenso
     trainee.model.train()
     if trainee.regressor:
         trainee.regressor.train()
-    if trainee.draws:  # all cells of a seed drop the same, whatever else is trained and after any kill
+    if trainee.draws:  # all cells of a seed drop the same units, after any kill too
         purpose = f"dropout in step {trainee.step}"
         torch.manual_seed(int(stream(trainee.cell.seed, trainee.epoch, purpose).integers(2**62)))
     watched = trainee.stages.watch() if trainee.stages else nullcontext()
