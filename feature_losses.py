@@ -132,7 +132,8 @@ def reviewed(student: Stages, teacher: Stages) -> list[tuple[Tensor, Tensor]]:
 def reviewkd_fusions(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module:
     """A Fusion for each pair, from deep to shallow."""
     sizes = [(s.shape[1], t.shape[1]) for s, t in reviewed(student, teacher)]
-    between = min(REVIEW_WIDEST, sizes[0][0])
+    deepest = layer_pairs(student, teacher)[-1][0]  # whose channels are the authors' `pooled`, too
+    between = min(REVIEW_WIDEST, student[deepest].shape[1])
     return nn.ModuleList(Fusion(c, between, g, i == 0) for i, (c, g) in enumerate(sizes))
 
 

@@ -73,7 +73,7 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
     NCKD = KL(q_t || q_s) over the softmax of the K - 1 other logits, all at temperature T. (With
     the teacher's 1 - p_target in place of 8 it is T^2 KL, the paper's starting point.)
     The paper minimises CE + DKD, so alpha = 0.5 and the default beta = 1; its T is 4. The authors
-    multiply by T^2 in their code, and warm the term up over 20 epochs, which is not done here.
+    multiply by T^2 in their code, and let the term come in over 20 epochs (--soft-warmup 20).
     torchdistill has none: checked against the paper's formula in float64 NumPy.
     """
     s_target, s_others = split_target(student / temperature, labels)
