@@ -80,7 +80,7 @@ part() {
 student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
-    try launch "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
+    try everyone "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
         $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
@@ -102,17 +102,17 @@ resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, i
         (
             export CUDA_VISIBLE_DEVICES="${gpus%%,*}" RANK=0
             exec=exec # so that the pid that `leave` knows is the script's
-            launch "$@"
+            everyone "$@"
         ) &
         pids="$pids $!" gpus=${gpus#*,}
     else
-        try launch "$@"
+        try everyone "$@"
     fi
 }
 
 if [ -z "$TEACHER" ]; then
     part "teacher"
-    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
 
 # The baselines are trained with the first grid: the student alone, and for each alpha the control.

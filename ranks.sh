@@ -1,5 +1,5 @@
 # Sourced by exp.sh and trial.sh after setup.sh: how many GPUs and processes there are ($GPUS, $RANKS,
-# $THREADS), and how a script is run on them (try, launch). $failed becomes 2 where one failed.
+# $THREADS), and how a script is run on them (try, everyone). $failed becomes 2 where one failed.
 # shellcheck shell=sh disable=SC2034,SC2086
 
 case "$RANKS" in
@@ -57,7 +57,7 @@ try() {
     }
 }
 
-launch() { # the number of processes, a script and its flags, after those common to all scripts
+everyone() { # the number of processes, a script and its flags, after those common to all scripts
     ranks=$1 script=$2 && shift 2
     set -- "$script" --dataset "$DATASET" --data-dir "$DATA_DIR" --out-dir "$OUT_DIR" $COMMON "$@"
     if [ "$ranks" = 1 ]; then

@@ -73,14 +73,14 @@ attempt() { # a command; its status is that of the command, and $failed keeps ea
 place() { # images, width, then the sides and, where TEACHER is empty, their teacher
     for stage in search final fresh; do
         echo "== $1 images, width $2: $stage" >&2
-        attempt launch "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
+        attempt everyone "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
             --train-size "$1" --width "$2" --sides $3 ${TEACHER:+--teacher "$TEACHER"} || return 0
     done
 }
 
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
-    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS
     found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt")
     [ -n "$found" ] && [ "$(echo "$found" | wc -l)" = 1 ] || {
         echo "error: not one teacher of seed 0 in $OUT_DIR/checkpoints: name one as TEACHER" >&2
@@ -100,7 +100,7 @@ TEACHER=''
 for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
-    attempt launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
+    attempt everyone 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
         --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
     place "$size" "$WIDTH" "kd-same --teacher-seed 1"
 done

@@ -98,12 +98,6 @@ def brief(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def listed(names: list[str], most: int = 3) -> str:
-    """`a, b, c and 5 more`, or `none`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "none"
-
-
 def say(line: str) -> None:
     """A line on stdout. Training goes on where the pipe is closed (`| head`)."""
     try:

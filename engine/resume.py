@@ -215,8 +215,7 @@ class Unfinished:
                 continue
             if not self.other_basis(stored["basis"] | {"epochs": settings.epochs}):
                 note(f"{trainee.run_id} goes on from {name}")
-                both = {"model": stored["state"], "regressor": stored.get("regressor")}
-                return stored["progress"] | both
+                return stored["progress"] | {"model": stored["state"]}
         return None
 
     def finished(self) -> None:

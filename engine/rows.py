@@ -170,7 +170,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
 
     With `progress` and `basis` a longer run goes on from it (`Unfinished.shorter_run`).
     """
-    data, cell, state = run.data, trainee.cell, on_cpu(trainee.state())
+    data, cell = run.data, trainee.cell
     return {
         "run_id": trainee.run_id,
         "model": cell.model,
@@ -184,9 +184,9 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "std": list(data.std),
         "settings": asdict(run.settings),
         "cell": asdict(cell),
-        "state": state.pop("model"),
-        "regressor": state.pop("regressor"),
-        "progress": state,
+        "state": on_cpu(trainee.model.state_dict()),
+        "regressor": on_cpu(trainee.regressor.state_dict()) if trainee.regressor else None,
+        "progress": on_cpu({k: v for k, v in trainee.state().items() if k != "model"}),
         "basis": basis,
     }
 

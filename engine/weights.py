@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from engine.cells import Cell, Settings
 from models import build
-from utils import UserError, brief, listed, note
+from utils import UserError, brief, note
 
 State = dict[str, Tensor]
 
@@ -62,16 +63,15 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
         raise UserError(
-            f"--weights are not of {cell.model}: they lack "
-            f"{listed([n for n in own if n in missing])} and have "
-            f"{listed([n for n in weights if n in unknown])} besides"
+            f"--weights are not of {cell.model}: they lack {first(n for n in own if n in missing)}"
+            f" and have {first(n for n in weights if n in unknown)} besides"
         )
     other = [name for name in own if own[name].shape != weights[name].shape]
     if other and all(of_classes(own[n], weights[n], classes) for n in other):
         apart = f"{len(weights[other[0]])} classes apart and the data have {classes}"
         if not settings.epochs:
             raise UserError(f"--weights tell {apart}: fine-tune them (--epochs)")
-        note(f"--weights tell {apart}: {listed(other)} start afresh")
+        note(f"--weights tell {apart}: {first(other)} start afresh")
         weights = {name: value for name, value in weights.items() if name not in other}
         other = []
     if other:
@@ -85,6 +85,13 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
 def of_classes(own: Tensor, other: Tensor, classes: int) -> bool:
     """Whether two shapes differ only in the first dimension, the classes."""
     return own.shape[1:] == other.shape[1:] and own.dim() > 0 and len(own) == classes
+
+
+def first(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"
 
 
 def moments_text(mean: list[float] | None, std: list[float] | None) -> str:

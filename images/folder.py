@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import OwnError, UserError, brief, listed, note
+from utils import OwnError, UserError, brief, note
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, S, S, 3], int64 [N]
 # Formats that are decoded. Not all that Pillow knows: EPS starts Ghostscript.
@@ -80,19 +80,24 @@ def image_tree(root: Path) -> Tree:
                 entries = visible(root / name, left_out)
                 inside += [entry.name for entry in entries if os.path.isdir(entry.path)]
         raise UserError(
-            f"{root} has {len(classes)} class folders ({listed(classes, 8)}), and one class is "
+            f"{root} has {len(classes)} class folders ({listed(classes)}), and one class is "
             f"nothing to learn: images go into {root}/<class>/"
-            + f"; the folders one level down are {listed(inside, 8)}"
+            + f"; the folders one level down are {listed(inside)}"
             * bool(inside)
         )
     if empty:
         raise UserError(
-            f"no image in the class folders {listed(empty, 8)} of {root}"
+            f"no image in the class folders {listed(empty)} of {root}"
             + f" (left out: {what})" * bool(what)
         )
     if what:
         note(f"{root}: left out {what}")
     return tree
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """`a, b, c`, and `...` after so many."""
+    return ", ".join([*names[:most], *["..."] * (len(names) > most)]) or "none"
 
 
 def visible(folder: str | Path, left_out: Counter) -> Iterator[os.DirEntry]:

@@ -177,19 +177,19 @@ def protocol(
     same = (teachers[list(settings)].fillna(0) == pd.Series(settings).fillna(0)).all(axis=1)
     # A teacher trained with the same settings is also that model alone, unless a run of it exists.
     twins = teachers[same & teachers.student.isin(rows.student)]
-    runs = with_variants(pd.concat([rows, twins]))
+    everyone = with_variants(pd.concat([rows, twins]))
     own = "val" if rows.val_epoch_test_acc.notna().any() else "best"
     metric = asked or ("last" if is_annealed(settings) else own)
-    runs = runs.assign(value=runs[METRICS[metric][0]], val=runs[METRICS[metric][1]])
+    everyone = everyone.assign(value=everyone[METRICS[metric][0]], val=everyone[METRICS[metric][1]])
 
     cell = [*CELL, "seed"]
-    first = runs.groupby(cell).run_id.transform("first")
-    double = runs.duplicated(cell)
+    first = everyone.groupby(cell).run_id.transform("first")
+    double = everyone.duplicated(cell)
     left_out = [
         (row.run_id, f"same cell and seed as `{first[row.Index]}`")
-        for row in runs[double & (runs.role != "teacher")].itertuples()
+        for row in everyone[double & (everyone.role != "teacher")].itertuples()
     ]
-    kept = runs[~double]
+    kept = everyone[~double]
     left_out += [(run_id, "no accuracy") for run_id in kept.run_id[kept.value.isna()]]
     return Protocol(settings, metric, kept, its_teachers(settings, rows, teachers), left_out)
 
