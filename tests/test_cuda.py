@@ -13,12 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import GRID, ROOT, TINY, command, of_response, random_split
-from method_inputs import RESPONSE
+from method_inputs import RESPONSE, STAGED
 from torch import Tensor
 
 from engine import measure, steps
 from engine.cells import Cell, Settings
 from engine.fused import FusedStep
+from engine.loop import train
 from engine.parallel import Ranks
 from engine.resume import Keeper, Run
 from engine.sheet import Sheet, check
@@ -325,6 +326,17 @@ def test_a_step_that_cannot_be_recorded_is_launched():
 
 
 # ---------------------------------------------------------------- memory, bfloat16, NCCL
+
+
+def test_methods_on_layers_train_along_there(tmp_path):
+    """Modules, crd's bank and the weight of --beta auto, beside kd as well."""
+    cells = [
+        Cell("resnet8", 4, 0, name, 0.5, 4.0 * ("kd" in name) or None, None, teacher_seed=0,
+             auto_beta=True)
+        for name in (*STAGED, "kd+crd")
+    ]  # fmt: skip
+    run = Run(TINY, small(), teacher(), tmp_path, DEVICE, Ranks(), Keeper(1e9))
+    assert train(cells, cells, run) == []
 
 
 def test_46_cells_take_less_than_4_gb():
