@@ -3,16 +3,19 @@
 import copy
 import io
 import json
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from engine.teacher import Teacher, load_teacher
 from models import Imported
 from utils import UserError, brief, load_checkpoint
+
+TIMED = 30  # forward passes of one image, after five to warm up
 
 
 def open_checkpoint(path: Path, own: Imported | None = None) -> tuple[Teacher, list[str], int]:
@@ -136,6 +139,12 @@ def largest_difference(program: Program, teacher: Teacher, pixels: Tensor) -> fl
 @torch.no_grad()
 def milliseconds(teacher: Teacher, size: int) -> float:
     """Median milliseconds of a forward pass of one image in torch, on one CPU thread."""
-    names = {"network": Portable(teacher), "image": torch.zeros(1, 3, size, size)}
-    timer = benchmark.Timer("network(image)", globals=names, num_threads=1)
-    return 1000 * timer.blocked_autorange().median
+    network, image, times = Portable(teacher), torch.zeros(1, 3, size, size), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other on a busy machine
+    for _ in range(5 + TIMED):  # (torch.utils.benchmark would warn of a missing CUDA compiler)
+        begin = time.perf_counter()
+        network(image)
+        times.append(time.perf_counter() - begin)
+    torch.set_num_threads(threads)
+    return 1000 * statistics.median(times[5:])
