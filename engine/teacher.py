@@ -121,8 +121,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
     if is_own(name) and not own:
         raise UserError(
             f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "
-            "file imported: name it with --teacher-model FILE.py:Net (--model of export.py and "
-            "predict.py)"
+            "file imported: name it with --teacher-model FILE.py:Net (export, predict: --model)"
         )
     what = own.name if own else f"{name} of width {width}" if name in MODELS else name
     try:

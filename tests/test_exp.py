@@ -254,6 +254,13 @@ def test_a_number_that_is_none_is_one_line(exp, script, env, says):
     assert err.startswith("error: ") and says in err and err.count("\n") == 1
 
 
+def test_files_among_the_flags_are_the_callers(exp):
+    own = {"FLAGS": "--lr 0.1 --teacher-model t.py:Net", "STUDENT_FLAGS": "--student my/net.py:Net"}
+    status, ran, _, _ = exp(1, TEACHER="t.pt", RESNET_SEEDS="", **own)
+    assert status == 0 and f"--student {ROOT}/my/net.py:Net " in ran[0]
+    assert f"--lr 0.1 --teacher-model {ROOT}/t.py:Net " in ran[0]
+
+
 def test_lists_are_words_and_never_files(exp):
     status, ran, _, _ = exp(1, METHODS="*", RESNET_SEEDS="")
     assert status == 0 and sum("--method *" in line for line in ran) == 1

@@ -155,7 +155,27 @@ HOSTILE = {
     "other classes": (NET.replace("8 * 64, num_classes", "8 * 64, 7"), "returns [2, 7] for 2"),
     "not finite": (NET.replace("return ", "return float('nan') * "), "not finite"),
     "other images": (NET.replace("8 * 64", "8 * 3136"), "raised RuntimeError"),
+    "a tuple if measured": (
+        NET.replace(
+            "return self.fc", "return self.fc(x.flatten(1)) if self.training else 1, self.fc"
+        ),
+        "returns a tuple",
+    ),
+    "one batch size": (NET.replace("x.view(len(x)", "x.view(2"), "raised RuntimeError"),
+    "no gradient": (NET.replace("-1)))", "-1))).detach()"), "no gradient comes back"),
+    "lazy": (NET.replace("nn.Linear(8 * 64, ", "nn.LazyLinear("), "has lazy layers"),
+    "once": (
+        NET + "net = Net(num_classes=2)\ndef Net(classes): return net",
+        "returns the same module again",
+    ),
+    "another dtype": ("torch.set_default_dtype(torch.float64)" + NET, "raised RuntimeError"),
 }
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -436,6 +456,10 @@ def test_weights_that_do_not_fit_are_one_line(run, capsys, kind):
         (["--epochs", 0], "name them with --weights"),
         (["--weights", "nowhere.pt"], "cannot read --weights nowhere.pt"),
         (["--mean", 0, 0, 0], "--mean and --std go together"),
+        (
+            ["--mean", 0, 0, 0, "--std", 1, 1, 1, "--normalization", "data"],
+            "--normalization has no effect",
+        ),
         (["--mean", 0, 0, "nan", "--std", 1, 1, 1], "is not a number"),
     ],
 )
@@ -471,3 +495,44 @@ def test_a_batch_norm_without_pixels_and_a_last_batch_of_one(run, capsys):
     assert run(train_student.main, *few) == 2
     assert "(an epoch ends with 1 image: --last-batch drop)" in one_line(capsys)
     assert run(train_student.main, *few, "--last-batch", "drop") == 0
+    capsys.readouterr()
+    assert run(train_student.main, "--student", SHUFFLE, "--batch-size", 1) == 2
+    assert "(every batch is of 1 image: --batch-size)" in one_line(capsys)
+
+
+def test_two_networks_do_not_share_a_neighbour_by_chance(run, capsys):
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Path(folder, "neighbour_of_both.py").touch()
+        write(f"{folder}/net.py", "import neighbour_of_both" + NET)
+    one, two = "one/net.py:Net", "two/net.py:Net"
+    assert run(distill.main, "--teacher-model", one, "--student", two) == 2
+    assert "is imported, so neighbour_of_both of " in one_line(capsys)
+
+
+def test_a_layer_may_be_called_by_a_number(run, capsys):
+    foreign_weights("theirs.pt")
+    assert run(train_teacher.main, *TAKEN, "theirs.pt") == 0
+    text = "def Net(k): return nn.Sequential(conv, nn.Flatten(), nn.Linear(256, k))".replace(
+        "conv", "nn.Conv2d(3, 4, 3, 4, 1)"
+    )
+    layers = ["--student-layers", "0", "--teacher-layers", "maxpool"]
+    student = ["--student", write("numbered.py", text) + ":Net", "--method", "at", *layers]
+    assert run(distill.main, *student) == 0 and run(distill.main, *student) == 0
+    assert "1 of 1 runs" in capsys.readouterr().out
+
+
+def test_weights_may_be_compiled_or_from_before_batches_were_counted(run):
+    state = foreign_weights("theirs.pt")
+    kept = {f"_orig_mod.{n}": v for n, v in state.items() if "num_batches" not in n}
+    torch.save(kept, "odd.pt")
+    assert run(train_teacher.main, *TAKEN, "odd.pt") == 0
+    assert (
+        run(
+            train_teacher.main,
+            *TAKEN,
+            misfit(lambda s: {n: v.to("meta") for n, v in s.items()}),
+            "--overwrite",
+        )
+        == 2
+    )
