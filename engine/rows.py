@@ -50,8 +50,9 @@ LATER = (
     + ["machine", "threads", "ranks", "cells", "python", "numpy", "data", "last_batch", "clip"]
     + ["test_data", "teacher_acc", "student_layers", "teacher_layers", "weights", "code"]
 )
-LATER += [name for name in SETTINGS if name not in FIRST + LATER]
-LATER += ["auto_beta", "soft_warmup"]
+LATER += ["schedule", "milestones", "gamma", "warmup", "nesterov", "optimizer"]
+LATER += ["image_size", "augment", "auto_beta", "soft_warmup"]
+LATER += [name for name in SETTINGS if name not in FIRST + LATER]  # a new setting is the last
 COLUMNS = FIRST + LATER
 # Text that may look like a number: a commit, a single milestone, a layer of a Sequential.
 TEXT = ["torch", "commit", "teacher_sha", "weights", "code", "student_layers", "teacher_layers"]
