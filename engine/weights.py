@@ -63,8 +63,8 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     """
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
-    missing = {name for name in missing if not name.endswith("num_batches_tracked")}  # of 2018 on
-    if missing or unknown:
+    # A batch norm counts its batches since 2018; older weights lack that, and nothing reads it.
+    if unknown or not all(name.endswith("num_batches_tracked") for name in missing):
         raise UserError(
             f"--weights are not of {cell.model}: they lack "
             f"{listed([n for n in own if n in missing])} and have "
