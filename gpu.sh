@@ -65,7 +65,7 @@ part() { # what it is, the file for its output, the command
     echo "== $name" >&2
     since=$(date +%s) result=passed
     # SIGINT first, at which a run saves. 124 is timeout's own status.
-    timeout --signal=INT --kill-after=20 "$LIMIT" "$@" >"$OUT/$log" 2>&1 ||
+    timeout --signal=INT --kill-after=60 "$LIMIT" "$@" >"$OUT/$log" 2>&1 ||
         result="**failed**, status $?"
     seconds=$(($(date +%s) - since))
     echo "   $result, $seconds s" >&2
