@@ -169,6 +169,7 @@ def check_writable(folder: Path) -> None:
 
 
 CHECKPOINT = {"run_id": str, "model": str, "width": int, "classes": int, "mean": list, "std": list}
+OLD_SIZE = 32  # pixels a side, where a checkpoint of an older version does not say
 CHECKPOINT |= {"cell": dict, "data": int, "state": dict}
 SAFE_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)  # a file's name, from an untrusted file
 LARGEST = 2**63 - 1  # whole number that CSV, tensors and TensorBoard can hold
@@ -184,7 +185,8 @@ def save_checkpoint(path: Path, content: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint onto the CPU; `sha` is added: the first 12 hex digits of its SHA-256.
 
-    Raises UserError if it is missing, truncated or not a checkpoint of this project.
+    An older one's `image_size` is filled in. Raises UserError if it is missing, truncated or not a
+    checkpoint of this project.
     """
     try:
         raw = path.read_bytes()
@@ -203,6 +205,7 @@ def load_checkpoint(path: Path) -> dict:
     if wrong := what_is_wrong(content):
         raise UserError(f"{path} is not a checkpoint of this project (docs/columns.md): {wrong}")
     content["sha"] = hashlib.sha256(raw).hexdigest()[:12]
+    content.setdefault("image_size", OLD_SIZE)
     return content
 
 
@@ -221,7 +224,7 @@ def what_is_wrong(content: object) -> str | None:
         if not isinstance(content[name], kind):
             return f"its {name} is a {type(content[name]).__name__}"
     seed, names = content["cell"].get("seed"), content.get("class_names") or []
-    size, classes = content.get("image_size", 32), content["classes"]
+    size, classes = content.get("image_size", OLD_SIZE), content["classes"]
     moments = content["mean"], content["std"]
     for fine, what in (
         (SAFE_NAME.fullmatch(content["run_id"]), f"its run_id is {content['run_id'][:80]!r}"),

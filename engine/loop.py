@@ -89,8 +89,9 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
     from an epoch's last batch.
     """
     settings, rest = run.settings, len(run.data.train) % run.settings.batch_size
+    ends = rest == 1 and settings.last_batch != "drop"
     lone = "every batch is of 1 image: --batch-size" if settings.batch_size == 1 else ""
-    if rest == 1 and settings.last_batch != "drop":
+    if ends:
         lone = "an epoch ends with 1 image: --last-batch drop"
     for cell in {t.cell for t in trainees if lone}:
         try:
@@ -101,16 +102,14 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
     if learners:
         pixels = plain(run.data.test, slice(0, 2))
         _, taught = run.teacher(pixels, stages=True)
+        x = normalise(pixels, run.data.mean, run.data.std)
         for trainee in learners:
-            x = normalise(pixels, run.data.mean, run.data.std)
             trainee.meet(x, taught, run.data.train.labels)
             modules = trainee.regressor.modules() if trainee.regressor else ()
             norms = any(isinstance(m, nn.BatchNorm2d) for m in modules)
-            if norms and rest == 1 and settings.last_batch != "drop":
-                raise UserError(
-                    f"what {trainee.cell.method} trains along has batch norms, and an epoch ends "
-                    "with 1 image: --last-batch drop"
-                )
+            if norms and ends:
+                what = f"what {trainee.cell.method} trains along has batch norms"
+                raise UserError(f"{what}, and {lone}")
 
 
 def measure_untrained(trainees: list[Trainee], steps: Steps, run: Run) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.teacher import Teacher, load_teacher
+from engine.teacher import Teacher, teacher_of
 from models import Imported
 from utils import UserError, brief, load_checkpoint
 
@@ -22,15 +22,14 @@ def open_checkpoint(path: Path, own: Imported | None = None) -> tuple[Teacher, l
     """The network of any checkpoint of this project on the CPU, its classes and its image size.
 
     `own` is a user's own network, which the command line named. Raises UserError where there is no
-    checkpoint, or as load_teacher does.
+    checkpoint, or as load_checkpoint and network_of do.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: training leaves them in checkpoints/")
     stored = load_checkpoint(path)
     classes = stored.get("class_names") or [str(i) for i in range(stored["classes"])]
-    size = stored.get("image_size", 32)
-    how = {"amp": False, "device": torch.device("cpu"), "image_size": size, "own": own}
-    return load_teacher(path, classes, **how), classes, size
+    network = teacher_of(stored, path, amp=False, device=torch.device("cpu"), own=own)
+    return network, classes, stored["image_size"]
 
 
 class Portable(nn.Module):

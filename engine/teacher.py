@@ -84,7 +84,7 @@ def load_teacher(
             f"{path} tells {stored['classes']} classes apart and the data have {len(classes)}: "
             "train a teacher on these data"
         )
-    size = stored.get("image_size", Settings.image_size)  # an older version had no other
+    size = stored["image_size"]
     if size != image_size:
         raise UserError(
             f"{path} was trained on images of {size} pixels a side and these have {image_size}: "
@@ -97,6 +97,18 @@ def load_teacher(
             f"the data {', '.join(classes)}: it would teach the wrong ones. Train one on "
             "these data (train_teacher.py --overwrite) or, if you mean it, --other-classes"
         )
+    return teacher_of(stored, path, amp, device, own, layers)
+
+
+def teacher_of(
+    stored: dict,
+    path: Path,
+    amp: bool,
+    device: torch.device,
+    own: Imported | None = None,
+    layers: tuple[str, ...] = (),
+) -> Teacher:
+    """What load_checkpoint has read from `path` as a Teacher. Raises UserError as network_of."""
     return Teacher(
         model=on_device(network_of(stored, path, own), device).requires_grad_(False),
         run_id=stored["run_id"],
@@ -116,8 +128,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
 
     A user's own network is `own`, which the command line named. Raises UserError.
     """
-    name, width, classes = stored["model"], stored["width"], stored["classes"]
-    size = stored.get("image_size", Settings.image_size)
+    name, width, classes, size = (stored[n] for n in ("model", "width", "classes", "image_size"))
     if is_own(name) and not own:
         raise UserError(
             f"{path} is of a network of somebody's own, {name[:80]!r}, and no checkpoint has a "

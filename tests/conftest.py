@@ -13,6 +13,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import train_teacher  # noqa: E402
 from engine.cells import Cell, Settings  # noqa: E402
 from engine.loop import train  # noqa: E402
 from engine.parallel import Ranks  # noqa: E402
@@ -121,6 +122,13 @@ def script(main, *argv: object) -> int:
     except SystemExit as stop:
         return stop.code or 0
     return 0
+
+
+def small_teacher(out: Path, *flags: object) -> Path:
+    """The checkpoint of a ResNet-18 of width 4, trained into `out` by the script."""
+    assert script(train_teacher.main, *flags, "--width", 4, "--out-dir", out) == 0
+    [path] = (out / "checkpoints").glob("*.pt")
+    return path
 
 
 def command(*argv: object, **env: str) -> subprocess.CompletedProcess:

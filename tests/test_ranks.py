@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, command, make_images, script, weights
+from conftest import ROOT, command, make_images, script, small_teacher, weights
 
 import distill
 import train_teacher
@@ -35,10 +35,7 @@ def flags(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def teacher(flags, tmp_path_factory):
-    out = tmp_path_factory.mktemp("teacher")
-    assert script(train_teacher.main, *flags, "--width", 4, "--out-dir", out) == 0
-    [path] = (out / "checkpoints").glob("*.pt")
-    return path
+    return small_teacher(tmp_path_factory.mktemp("teacher"), *flags)
 
 
 def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):

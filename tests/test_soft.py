@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU, TINY, Countdown, make_images, script, train_all
+from conftest import CPU, TINY, Countdown, make_images, script, small_teacher, train_all
 
 import distill
 import summarize
-import train_teacher
 from contrast_loss import Bank, Moment
 from engine.balance import balance
 from engine.cells import Cell
@@ -33,10 +32,7 @@ def flags(tmp_path_factory) -> list:
 
 @pytest.fixture(scope="module")
 def teacher(flags, tmp_path_factory):
-    out = tmp_path_factory.mktemp("teacher")
-    assert script(train_teacher.main, *flags, "--width", 4, "--out-dir", out) == 0
-    [path] = (out / "checkpoints").glob("*.pt")
-    return path
+    return small_teacher(tmp_path_factory.mktemp("teacher"), *flags)
 
 
 def first_batch(data, teacher) -> Batch:
