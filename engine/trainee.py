@@ -204,11 +204,13 @@ class Trainee:
             self.regressor.load_state_dict(state["regressor"])
         self.optimiser.load_state_dict(state["optimiser"])
         # A stack's momentum may have another memory layout than a lone cell's weights, and torch's
-        # fused optimisers on a GPU need the two in one.
+        # fused optimisers on a GPU need the two in one. AdamW's count is copied, as torch shares it
+        # with whoever's state this is.
         for parameter, own in self.optimiser.state.items():
             for name, value in own.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    own[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                if isinstance(value, Tensor):
+                    like = parameter if value.shape == parameter.shape else value
+                    own[name] = torch.empty_like(like, requires_grad=False).copy_(value)
         self.sums.copy_(state["sums"])
         self.history, self.diverged = state["history"], state["diverged"]
         self.best = state.get("best")

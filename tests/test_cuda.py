@@ -51,7 +51,7 @@ def there(split: Split) -> Split:
 def small() -> Data:
     """Random pixels on the GPU: 100 images to train on, 40 to test on."""
     splits = there(random_split(100, 1)), there(random_split(40, 2))
-    return Data(*splits, None, [str(i) for i in range(10)], MEAN, STD, 0)
+    return Data(*splits, None, [str(i) for i in range(10)], MEAN, STD, 0, 0)
 
 
 @functools.cache
