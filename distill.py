@@ -14,53 +14,74 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 from engine.cells import Cell
-from engine.grid import run_command, teacher_seed
+from engine.grid import run_command, teacher_model, teacher_seed
+from engine.recipes import weights_of
 from losses import ON_STAGES, is_taught, parts
 from utils import UserError, run_script
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The grid as cells: seed by seed, then what is the student's own, alpha and temperature.
+    """The grid as cells: seed by seed, what is the student's own, method by method, alpha and T.
 
     Raises UserError.
     """
-    methods = parts(args.method)  # none: the control without a teacher
-    temperatures = args.temperature if any(m.temperature for m in methods) else [None]
-    if args.scale_t2 and args.method.split("+")[0] != "kd":
-        raise UserError("--scale-t2 belongs to --method kd: leave one of them out")
-    if args.beta and (not methods or methods[-1].beta is None):
-        raise UserError(f"--method {args.method} has no weight of its own: leave --beta out")
-    if args.soft_warmup and not methods:
-        raise UserError("--soft-warmup has no effect without a --method")
-    layers = {name: " ".join(getattr(args, name)) for name in ("student_layers", "teacher_layers")}
-    if any(layers.values()) and not any(m.family in ON_STAGES for m in methods):
-        raise UserError(f"--method {args.method} compares no layers: leave --student-layers and "
-                        "--teacher-layers out")  # fmt: skip
-    betas = args.beta or [methods[-1].beta if methods else None]
-    common = {
-        "method": args.method,
-        "scale_t2": args.scale_t2,
-        "soft_warmup": args.soft_warmup,
-        **layers,
-        "teacher_seed": teacher_seed(args) if is_taught(args.method) else None,
-    }
-    cells = []
+    given = map(flags.weighted, args.method)
+    chosen = [(name, how_trained(name, betas, args)) for name, betas in given]
+    cells, teacher = [], {}
+    if any(is_taught(name) for name, _ in chosen):
+        teacher = {"teacher_seed": teacher_seed(args), "teacher_model": teacher_model(args)}
     for own in flags.sweep(args, args.student, args.student_width):
         cells += [Cell(**own)] * args.alone
-        if args.control:  # at alpha 1 nothing is left of the hard loss
-            cells += [Cell(alpha=a, **own) for a in args.alpha if a < 1]
-        grid = product(args.alpha, temperatures, betas)
-        for alpha, temperature, beta in grid:
-            weight = {"auto_beta": True} if beta == "auto" else {"beta": beta}
-            cells.append(Cell(alpha=alpha, temperature=temperature, **weight, **own, **common))
+        for name, how in chosen:
+            if args.control:  # at alpha 1 nothing is left of the hard loss
+                cells += [Cell(alpha=a, **own) for a in how["alpha"] if a < 1]
+            every = [dict(zip(how, values, strict=True)) for values in product(*how.values())]
+            theirs = own | (teacher if is_taught(name) else {})
+            cells += [Cell(method=name, **weighed(each), **theirs) for each in every]
     return list(dict.fromkeys(cells))
+
+
+def how_trained(name: str, betas: list, args: argparse.Namespace) -> dict[str, list]:
+    """The values that a method's cells have, by field of Cell: the flags', else the recipe's.
+
+    Raises UserError where a flag has no effect on the method.
+    """
+    methods = parts(name)  # none: the control without a teacher
+    if args.scale_t2 and name.split("+")[0] != "kd":
+        raise UserError("--scale-t2 belongs to --method kd: leave one of them out")
+    if (betas or args.beta) and (not methods or methods[-1].beta is None):
+        raise UserError(f"--method {name} has no weight of its own: leave --beta out")
+    if args.soft_warmup and not methods:
+        raise UserError("--soft-warmup has no effect without a --method")
+    layers = {
+        whose: " ".join(getattr(args, whose)) for whose in ("student_layers", "teacher_layers")
+    }
+    if any(layers.values()) and not any(m.family in ON_STAGES for m in methods):
+        raise UserError(f"--method {name} compares no layers: leave --student-layers and "
+                        "--teacher-layers out")  # fmt: skip
+    usual, unset = weights_of(args.recipe, name, args.epochs), methods[-1].beta if methods else None
+    sweeps = any(m.temperature for m in methods)
+    found = {
+        "alpha": args.alpha or [usual["alpha"]],
+        "temperature": (args.temperature or [usual["temperature"]]) if sweeps else [None],
+        "beta": betas or args.beta or [unset],
+    }
+    for what, off in (("hard_weight", None), ("scale_t2", False), ("soft_warmup", 0)):
+        given = getattr(args, what)
+        found[what] = [usual.get(what, off) if given is None else given]
+    return found | {whose: [names] for whose, names in layers.items()}
+
+
+def weighed(own: dict) -> dict:
+    """A cell's fields, where beta may be auto."""
+    return own | {"beta": None, "auto_beta": True} if own["beta"] == "auto" else own
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags.parser(__doc__.splitlines()[0])
     flags.add_distillation(parser)
     flags.add_teacher(parser)
-    args = parser.parse_args(argv)
+    args = flags.parse(parser, argv)
     run_command(cells_of(args), args)
 
 

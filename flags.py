@@ -5,7 +5,8 @@ from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
-from engine.cells import OPTIMISER, SETTINGS, flag
+from engine.cells import OPTIMISER, SETTINGS, defaults, flag
+from engine.recipes import RECIPES
 from losses import METHODS, is_method
 from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
 from utils import ROOT, UserError
@@ -74,6 +75,22 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     return p
 
 
+def parse(p: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """The flags, those not given by hand as the recipe has them."""
+    args = p.parse_args(argv)
+    for _ in range(2):  # milestones follow from the epochs, which the recipe may have set
+        model = args.student if "student" in args else args.model
+        usual = defaults(args.recipe, model, args.epochs)
+        for name, setting in SETTINGS.items():  # a cosine by hand has no milestones
+            other, value = setting.metadata["only"] or (name, None)
+            if value and getattr(args, other) != value:
+                usual[name] = setting.default
+        lists = {n: [usual[n]] for n in OPTIMISER if isinstance(getattr(args, n), list)}
+        p.set_defaults(**usual | lists | {"amp": None})
+        args = p.parse_args(argv)
+    return args
+
+
 def add_weights(p: Parser) -> None:
     """A teacher's weights, from elsewhere."""
     add = p.add_argument_group("weights from elsewhere").add_argument
@@ -113,8 +130,9 @@ def sweep(args: argparse.Namespace, model: str, widths: list[int] | None) -> lis
 def add_teacher(p: Parser) -> None:
     """Which teacher."""
     add = p.add_argument_group("teacher").add_argument
-    add("--teacher", type=Path, metavar="CHECKPOINT",
-        help="unset: the one train_teacher.py left for this data set and out-dir")  # fmt: skip
+    add("--teacher", type=teacher, metavar="CHECKPOINT",
+        help="a file, or a network's name: the one that train_teacher.py left of it for this data "
+        "set and out-dir; unset: the only one it left")  # fmt: skip
     add("--teacher-seed", type=COUNT_OR_NONE, metavar="SEED",
         help="which of several seeds' teachers; unset: 0, or that of --teacher")  # fmt: skip
     add("--teacher-model", **OWN)
@@ -133,23 +151,29 @@ def add_distillation(p: Parser) -> None:
         help="also train the student alone, without a teacher")  # fmt: skip
     add("--control", action="store_true",
         help="also train, without a teacher, with the hard loss x (1 - alpha)")  # fmt: skip
+    usual = RECIPES[SETTINGS["recipe"].default].weights[""]
     add = p.add_argument_group("distillation (several values: every combination)").add_argument
-    add("--method", type=method, default="kd", metavar="METHOD", help=method_help())
-    add("--alpha", type=SHARE, nargs="+", default=[0.5],
-        help="weight of the soft loss; the hard loss has 1 - alpha")  # fmt: skip
-    add("--temperature", type=POSITIVE, nargs="+", default=[10.0],
-        help="of student and teacher, in the methods that have one")  # fmt: skip
+    add("--method", type=method, nargs="+", default=["kd"], metavar="METHOD", help=method_help())
+    add("--alpha", type=SHARE, nargs="+",
+        help="weight of the soft loss; the hard loss has 1 - alpha; unset: the recipe's, "
+        f"{usual['alpha']} of the reference")  # fmt: skip
+    add("--temperature", type=POSITIVE, nargs="+",
+        help="of student and teacher, in the methods that have one; unset: the recipe's, "
+        f"{usual['temperature']:g} of the reference")  # fmt: skip
+    add("--hard-weight", type=NOT_NEGATIVE, metavar="W",
+        help="weight of the hard loss instead of 1 - alpha; unset: the recipe's")  # fmt: skip
     add("--beta", type=weight, nargs="+",
         help="the method's own weight, multiplied with alpha (of kd+sp, sp's); unset: its "
         "paper's; auto: at which its gradient is as long as the hard loss's on the first "
         "batch")  # fmt: skip
-    add("--soft-warmup", type=COUNT_OR_NONE, default=0, metavar="N",
+    add("--soft-warmup", type=COUNT_OR_NONE, metavar="N",
         help="epochs over which the soft loss comes in: epoch i of them, from 1, has i / N of its "
-        "weight (dkd's and reviewkd's authors: 20)")  # fmt: skip
+        "weight (dkd's and reviewkd's authors: 20); unset: the recipe's")  # fmt: skip
     add("--teacher-cache", type=filled, default="auto", metavar="auto|off|DIR",
         help="where the teacher's logits are cached for later commands: beside its checkpoint, if "
         "they cannot grow beyond 20 GB; nowhere; or in DIR")  # fmt: skip
-    add("--scale-t2", action="store_true", help="multiply the soft loss of kd by T squared")
+    add("--scale-t2", action=argparse.BooleanOptionalAction,
+        help="multiply the soft loss of kd by T squared; unset: as the recipe")  # fmt: skip
     for whose in ("student", "teacher"):
         add(f"--{whose}-layers", nargs="+", default=[], metavar="LAYER",
             help=f"the {whose}'s stages, from shallow to deep, for feature and relation methods: "
@@ -161,14 +185,26 @@ def weight(raw: str) -> float | str:
     return raw if raw == "auto" else NOT_NEGATIVE(raw)
 
 
-def method(name: str) -> str:
-    """An argparse type: the name of a method, or of two as kd+sp."""
+def teacher(raw: str) -> Path | str:
+    """An argparse type: a checkpoint, or the name of one of our networks."""
+    return raw if raw in (*MODELS, *NETWORKS) and not Path(raw).exists() else Path(raw)
+
+
+def method(raw: str) -> str:
+    """An argparse type: a method, or two as kd+sp, and weights of its own, as sp:30,300."""
+    name, _ = weighted(raw)
     if not is_method(name):
         raise argparse.ArgumentTypeError(
             f"{name[:40]!r} is none of none, {', '.join(METHODS)}, nor a response method and one "
             "on layers, as kd+sp"
         )
-    return name
+    return raw
+
+
+def weighted(method: str) -> tuple[str, list[float | str]]:
+    """sp:30,300 as the method's name and its weights."""
+    name, _, betas = method.partition(":")
+    return name, [weight(beta) for beta in betas.split(",") if beta]
 
 
 def method_help() -> str:
@@ -177,6 +213,6 @@ def method_help() -> str:
         f"{name}: {method.paper}" + (f", beta {method.beta:g}" if method.beta is not None else "")
         for name, method in METHODS.items()
     ]
-    both = "kd+sp and the like: a response method beside one on layers"
+    both = "kd+sp and the like: a response method beside one on layers; sp:30,300 has these --beta"
     first = "none: no teacher, hard loss x (1 - alpha)"
     return "; ".join([first, *clauses, both]).replace("%", "%%")

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = flags.parser(__doc__.splitlines()[0])
     flags.add_model(parser, default="cnn")
     flags.add_teacher(parser)
-    args = parser.parse_args(argv)
+    args = flags.parse(parser, argv)
     run_command([Cell(**own) for own in flags.sweep(args, args.model, args.width)], args)
 
 

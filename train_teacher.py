@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = flags.parser(__doc__.splitlines()[0], sweeps=False)
     flags.add_model(parser, default="resnet18", sweeps=False)
     flags.add_weights(parser)
-    args = parser.parse_args(argv)
+    args = flags.parse(parser, argv)
     [width] = flags.widths_of(args.model, args.width and [args.width])
     own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
     if args.mean or args.std:

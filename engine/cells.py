@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
+from engine.recipes import RECIPES, settings_of
 from images.sources import AUGMENTS, SOURCES
 from losses import is_taught, parts
 from models import default_width, file_name
@@ -88,6 +89,9 @@ class Settings:
     augment: str = setting("crop-flip", "aug", "training images padded by an eighth and cropped, "
         "and flipped half the time; only flipped; or as they are", "data",
         choices=AUGMENTS)  # fmt: skip
+    recipe: str = setting("reference", "", "a protocol: settings, and methods' weights, where no "
+        "flag says otherwise. crd is RepDistiller's for CIFAR-100, its milestones scaled to "
+        "--epochs", choices=sorted(RECIPES))  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises UserError for settings that contradict each other."""
@@ -113,7 +117,7 @@ class Cell:
     width: int
     seed: int
     method: str = "none"
-    alpha: float = 0.0  # weight of the soft loss; the hard loss has 1 - alpha
+    alpha: float = 0.0  # weight of the soft loss; the hard loss has 1 - alpha, or hard_weight
     temperature: float | None = None
     beta: float | None = None  # weight of the method's term, where it has one
     scale_t2: bool = False
@@ -130,11 +134,18 @@ class Cell:
     weights: str = ""  # a teacher's: 12 hex digits of the SHA-256 of its --weights file
     auto_beta: bool = False  # beta is what the first batch says (engine/balance.py)
     soft_warmup: int = 0  # epoch i of so many, from 1, has i / N of the soft loss's weight
+    hard_weight: float | None = None
+    teacher_model: str = ""  # the teacher's network; blank: a ResNet-18, of any width
 
     @property
     def families(self) -> set[str]:
         """What its method learns from, of response, feature, relation and labels."""
         return {part.family for part in parts(self.method)}
+
+    @property
+    def hard(self) -> float:
+        """The weight of the hard loss."""
+        return 1 - self.alpha if self.hard_weight is None else self.hard_weight
 
     @property
     def taught(self) -> bool:
@@ -157,13 +168,23 @@ REFERENCE = {"amp": Settings.amp} | {name: f.default for name, f in SETTINGS.ite
 DATA_SETTINGS = ("dataset", "train_size", "val_size", "image_size")
 
 
-def changed(values: dict, names: Iterable[str]) -> str:
-    """`-e5-tmax5` and the like: the settings among `names` whose value is not the reference's."""
+def defaults(recipe: str, model: str, epochs: int | None = None) -> dict:
+    """Every setting as a recipe has it for a network, in a run of so many epochs."""
+    return REFERENCE | settings_of(recipe, model, epochs) | {"recipe": recipe}
+
+
+def changed(values: dict, names: Iterable[str], model: str = "") -> str:
+    """`-e5-tmax5` and the like: the settings among `names` whose value is not the recipe's.
+
+    A recipe other than the reference's protocol is named, as `-crd`.
+    """
+    usual = defaults(values["recipe"], model, values["epochs"])
+    usual["recipe"] = REFERENCE["recipe"]
     shorts = {name: SETTINGS[name].metadata["short"] for name in names}
     return "".join(
         f"-{short}{text(values[name])}"
         for name, short in shorts.items()
-        if short is not None and values[name] != REFERENCE[name]
+        if short is not None and values[name] != usual[name]
     )
 
 
@@ -185,7 +206,7 @@ def text(value: float | str) -> str:
 
 
 def run_id(cell: Cell, settings: Settings) -> str:
-    """`cnn-kd-a0.5-T10-s0`, then every setting that differs from the protocol; unique."""
+    """`cnn-kd-a0.5-T10-s0`, then every setting that differs from the recipe; unique."""
     parts = [file_name(cell.model)]
     if cell.width != default_width(cell.model):
         parts[0] += f"w{cell.width}"
@@ -201,11 +222,15 @@ def run_id(cell: Cell, settings: Settings) -> str:
         parts.append("bauto")
     if cell.scale_t2:
         parts.append("t2")
+    if cell.hard_weight is not None:
+        parts.append(f"h{text(cell.hard_weight)}")
     if cell.soft_warmup:
         parts.append(f"sw{cell.soft_warmup}")
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")
+    if cell.teacher_model:
+        parts.append(f"t_{file_name(cell.teacher_model)}")
     parts += [
         f"{short}_{in_short(layers)}"
         for short, layers in (("sl", cell.student_layers), ("tl", cell.teacher_layers))
@@ -213,7 +238,7 @@ def run_id(cell: Cell, settings: Settings) -> str:
     ]
     if cell.teaches:
         return "-".join(parts) + data_suffix(settings)
-    return "-".join(parts) + changed(every_setting(cell, settings), SETTINGS)
+    return "-".join(parts) + changed(every_setting(cell, settings), SETTINGS, cell.model)
 
 
 def in_short(layers: str) -> str:

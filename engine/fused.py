@@ -45,6 +45,7 @@ class FusedStep:
         self.sums = torch.stack([t.sums for t in trainees])  # [C, 5]
         for trainee, row in zip(trainees, self.sums, strict=True):
             trainee.sums = row
+        self.hard = self._column(t.cell.hard for t in trainees)
         self.alpha = self._column(t.cell.alpha for t in trainees)
         self.weight = self._column(t.soft_weight(t.epoch) for t in trainees)
         self.temperature = self._column(t.cell.temperature or 1.0 for t in trainees)
@@ -124,7 +125,7 @@ class FusedStep:
             mine = logits.index_select(0, cells), batch.logits, batch.labels
             own = loss(*mine, self.temperature.index_select(0, cells))
             soft = soft.index_copy(0, cells, own)
-        return logits, mix(hard, soft, self.alpha, self.weight), hard, soft
+        return logits, mix(hard, soft, self.hard, self.alpha, self.weight), hard, soft
 
     def compile_for(self, size: int) -> None:
         """From now on compile the steps of `size` images with torch.compile."""

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -147,12 +148,22 @@ def teacher_seed(args: argparse.Namespace) -> int:
 
     Raises UserError for a --teacher that cannot be read or is not of the --teacher-seed given.
     """
-    if not args.teacher:
+    if not isinstance(args.teacher, Path):
         return args.teacher_seed or 0
     seed = load_checkpoint(args.teacher)["cell"]["seed"]
     if args.teacher_seed not in (None, seed):
         raise UserError(f"{args.teacher} is of seed {seed}: leave --teacher-seed out, or agree")
     return seed
+
+
+def teacher_model(args: argparse.Namespace) -> str:
+    """The teacher's network as a run id names it: blank for a ResNet-18, or if there is none yet.
+
+    Raises UserError as teacher_seed and find_teacher do.
+    """
+    path = find_teacher(args, settings_of(args), needed=False)
+    model = load_checkpoint(path)["model"] if path else ""
+    return "" if model == "resnet18" else model
 
 
 def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> Path | None:
@@ -163,19 +174,23 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
     """
     if "teacher" not in args:  # train_teacher.py
         return None
-    if args.teacher:
+    if isinstance(args.teacher, Path):
         return args.teacher
     folder = args.out_dir / "checkpoints"
     ending = f"-teacher-s{teacher_seed(args)}{data_suffix(settings)}.pt"
     found = sorted(folder.glob(f"*{ending}"))
+    if args.teacher:  # a network's name; its width may follow
+        own = re.compile(re.escape(args.teacher) + r"(w\d+)?" + re.escape(ending))
+        found = [path for path in found if own.fullmatch(path.name)]
     if len(found) == 1:
         return found[0]
     if not needed:
         return None
     if not found:
         raise UserError(
-            f"no teacher checkpoint {folder}/*{ending}: run train_teacher.py with the same "
-            "--dataset, --train-size, --val-size, --image-size and --out-dir, or give --teacher"
+            f"no teacher checkpoint {folder}/{args.teacher or '*'}{ending}: run train_teacher.py "
+            "with the same --dataset, --train-size, --val-size, --image-size and --out-dir, "
+            "or give --teacher"
         )
     names = ", ".join(path.name for path in found)
     raise UserError(f"several teachers in {folder} ({names}): choose one with --teacher")

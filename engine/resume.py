@@ -21,7 +21,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from engine.cells import OPTIMISER, REFERENCE, SETTINGS, Cell, Settings, run_id
+from engine.cells import OPTIMISER, SETTINGS, Cell, Settings, defaults, run_id
 from engine.parallel import Ranks, from_lead, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
@@ -195,7 +195,7 @@ class Unfinished:
         names = " ".join(path.name for path in (self.run.out_dir / "checkpoints").glob("*.pt"))
         short = SETTINGS["epochs"].metadata["short"]
         found = {int(e) for e in re.findall(rf"-{short}(\d+)", names)}
-        found.add(REFERENCE["epochs"])  # which a run id leaves out
+        found.add(defaults(self.run.settings.recipe, "")["epochs"])  # which a run id leaves out
         return sorted((e for e in found if e < self.run.settings.epochs), reverse=True)
 
     def shorter_run(self, trainee: Trainee) -> dict | None:

@@ -217,10 +217,11 @@ class Trainee:
 
 
 def student_step(trainee: Trainee, batch: Batch) -> None:
-    """One step of one cell: L = (1 - alpha) hard + alpha (weight) soft."""
+    """One step of one cell: L = (1 - alpha, or --hard-weight) hard + alpha (weight) soft."""
     logits, hard, terms = terms_of(trainee, batch)
     soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
-    loss = mix(hard, soft, trainee.cell.alpha, trainee.soft_weight(trainee.epoch))
+    cell = trainee.cell
+    loss = mix(hard, soft, cell.hard, cell.alpha, trainee.soft_weight(trainee.epoch))
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
     if trainee.settings.clip:
@@ -254,6 +255,9 @@ def terms_of(trainee: Trainee, batch: Batch) -> tuple[Tensor, Tensor, list[Tenso
     return logits, hard, terms
 
 
-def mix(hard: Tensor, soft: Tensor, alpha: float | Tensor, weight: float | Tensor) -> Tensor:
-    """L = (1 - alpha) hard + alpha weight soft; the reference's form with weight 1."""
-    return (1 - alpha) * hard + alpha * weight * soft
+Weight = float | Tensor
+
+
+def mix(hard: Tensor, soft: Tensor, hard_weight: Weight, alpha: Weight, weight: Weight) -> Tensor:
+    """L = hard_weight hard + alpha weight soft; the reference's has 1 - alpha and weight 1."""
+    return hard_weight * hard + alpha * weight * soft
