@@ -5,6 +5,8 @@
 #   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
 #   sh exp.sh --ablation     also the grid with the soft loss times T^2
 #   LOOP=1 sh exp.sh         cell by cell instead of together; the same rows on a CPU
+#   RECIPE=crd sh exp.sh     the field's table instead: methods x pairs of teacher and student on
+#                            CIFAR-100, by RepDistiller's protocol
 #
 # The environment narrows or widens it:
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
@@ -13,6 +15,9 @@
 #   T_MAX                               of the students with a cosine; the teacher stays as it is
 #   TEACHER                             a checkpoint, instead of training a teacher
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
+#   RECIPE                              reference or crd, for every script
+#   PAIRS                               teacher:student, several: a table of METHODS for each pair
+#                                       instead of the grid; --recipe crd has six
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
 #   FLAGS                               flags for every script
 #   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
@@ -37,8 +42,8 @@ for option in "$@"; do
     esac
 done
 
-cosine() { # T_max, then a script's flags: --t-max, unless they say --schedule step, which has none
-    case " $* " in *" --schedule step "* | *" --schedule=step "*) ;; *) echo "--t-max $1" ;; esac
+cosine() { # T_max, then a script's flags: --t-max, unless they or the recipe say --schedule step
+    case " $RECIPE $* " in " crd "*) ;; *" --schedule step "* | *" --schedule=step "*) ;; *) echo "--t-max $1" ;; esac
 }
 
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
@@ -46,6 +51,19 @@ TEACHER=$(from_caller "${TEACHER:-}")
 FLAGS=$(files_from_caller "${FLAGS:-}")
 TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
 STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
+: "${RECIPE:=reference}" "${PAIRS:=}"
+if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
+    if [ -n "$QUICK" ]; then
+        : "${PAIRS:=resnet20:resnet8}" "${EPOCHS:=10}" "${METHODS:=kd at kd+sp}"
+        : "${FLAGS:=--train-size 1000}" "${TEACHER_FLAGS:= }"
+    fi
+    : "${DATASET:=${QUICK:+shapes}}" "${DATASET:=cifar100}"
+    first="resnet56:resnet20 resnet110:resnet32 resnet32x4:resnet8x4"
+    : "${PAIRS:=$first wrn-40-2:wrn-16-2 vgg13:vgg8 resnet32x4:shufflenetv2}"
+fi
+if [ -n "$PAIRS" ]; then
+    : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS:=0 1 2}"
+fi
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
@@ -53,12 +71,13 @@ if [ -n "$QUICK" ]; then
     : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 $(cosine 20 $FLAGS)}"
     RESNET_FLAGS="--student-width 8 --epochs 5 $(cosine 5 $FLAGS)"
 fi
-: "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${EPOCHS:=100}" "${T_MAX:=200}"
+: "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
+[ "$RECIPE" = crd ] || : "${EPOCHS:=100}"
 : "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
 : "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
 
-NEEDS=requirements.txt COMMON="--epochs $EPOCHS"
+NEEDS=requirements.txt COMMON="--recipe $RECIPE ${EPOCHS:+--epochs $EPOCHS}"
 . ./setup.sh
 . ./ranks.sh
 if [ "$GPUS" = 0 ] && [ -z "$QUICK" ]; then
@@ -113,7 +132,18 @@ resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, i
     fi
 }
 
-if [ -z "$TEACHER" ]; then
+for pair in $PAIRS; do
+    if [ -z "$TEACHER" ]; then
+        part "teacher ${pair%%:*}"
+        launch 1 train_teacher.py --model "${pair%%:*}" $FLAGS $TEACHER_FLAGS
+    fi
+    part "$pair: alone, $METHODS"
+    student "$RANKS" distill.py --teacher "${TEACHER:-${pair%%:*}}" --student "${pair#*:}" \
+        --method $METHODS --alone --seed $SEEDS
+done
+[ -z "$PAIRS" ] || SEEDS='' RESNET_SEEDS=''
+
+if [ -z "$TEACHER" ] && [ -z "$PAIRS" ]; then
     part "teacher"
     launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
 fi
@@ -130,10 +160,8 @@ if [ -n "$LOOP" ]; then
     alone=''
 fi
 for method in $METHODS; do
-    betas=
-    case "$method" in *:*) betas="--beta $(echo "${method#*:}" | tr , ' ')" ;; esac
     part "${alone:+student alone, control and }grid, $method"
-    grid --method "${method%%:*}" $betas $alone
+    grid --method "$method" $alone
     alone=''
 done
 if [ -n "$ABLATION" ]; then

@@ -37,6 +37,7 @@ RECIPES = {
             # Its authors train kd on standardised logits with weights of their own (0.1 and 9).
             "ls": {"alpha": 0.9, "temperature": 2.0},
             "smooth": {"alpha": 0.1},
+            "none": {"alpha": 0.9},
         },
         settings={"epochs": 240, "batch_size": 64, "momentum": 0.9, "schedule": "step",
                   "lr": 0.05, "weight_decay": 5e-4},

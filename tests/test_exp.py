@@ -202,7 +202,7 @@ def test_the_student_alone_is_in_the_first_grids_pass(exp):
     status, ran, _, err = exp(1, "--ablation", METHODS="sp:30,300 kd")
     assert status == 0 and not any(ALONE in line for line in ran)
     assert [" --alone --control" in line for line in ran[1:4]] == [True, False, False]
-    assert "--method sp --beta 30 300" in ran[1] and "--method kd" in ran[2]
+    assert "--method sp:30,300" in ran[1] and "--method kd" in ran[2]
     assert "== student alone, control and grid, sp:30,300\n" in err and "== grid, kd\n" in err
 
 
@@ -271,3 +271,31 @@ def test_folders_with_spaces_are_one_word_each(exp, tmp_path):
     status, ran, _, _ = exp(1, OUT_DIR=out, DATA_DIR=data, TEACHER=str(tmp_path / "a t.pt"))
     assert status == 0 and all(f"--out-dir {out}" in line for line in ran)
     assert all(f"--data-dir {data} " in line for line in ran if "distill.py" in line)
+
+
+# ---------------------------------------------------------------- methods x pairs
+
+
+def test_the_fields_table_is_a_teacher_and_its_students_for_each_pair(exp):
+    status, ran, _, _ = exp(
+        1, RECIPE="crd", PAIRS="resnet56:resnet20 vgg13:vgg8", METHODS="kd sp:3,30"
+    )
+    assert status == 0
+    scripts = [line.split(": ", 1)[1] for line in ran]
+    assert [one.split()[0] for one in scripts] == [
+        *["train_teacher.py", "distill.py"] * 2, "summarize.py"
+    ]  # fmt: skip
+    common = "--dataset cifar100 --data-dir data --out-dir . --recipe crd"
+    assert all(common in one for one in scripts[:4])
+    assert "--model resnet56" in scripts[0] and "--model vgg13" in scripts[2]
+    expected = "--teacher vgg13 --student vgg8 --method kd sp:3,30 --alone --seed 0 1"
+    assert scripts[3].endswith(expected)
+    assert not any(word in " ".join(scripts) for word in ("--t-max", "--epochs", "--alpha"))
+
+
+def test_pairs_by_the_references_recipe_and_a_teacher_of_ones_own(exp, tmp_path):
+    env = {"PAIRS": "resnet18:resnet8", "TEACHER": "t.pt", "EPOCHS": "24", "METHODS": "kd"}
+    status, ran, _, _ = exp(1, **env)
+    assert status == 0 and len(ran) == 2
+    assert "--recipe reference --epochs 24" in ran[0] and "--t-max 200" in ran[0]
+    assert "--teacher " in ran[0] and "t.pt --student resnet8 --method kd --alone" in ran[0]
