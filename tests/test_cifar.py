@@ -272,6 +272,44 @@ def test_cifar100_from_the_server_to_rows(mirror, hundred, tmp_path, monkeypatch
     assert data.train.labels.tolist() == sorted(HUNDRED["train"][1].tolist())
 
 
+def test_the_fields_table_from_the_server_to_the_report(mirror, hundred, tmp_path):
+    """RECIPE=crd, as somebody runs it who has nothing yet: pairs, methods on layers, a bank."""
+    archive = (tmp_path / "mirror" / "cifar100").read_bytes()
+    known = {name: hashlib.md5(hundred[name]).hexdigest() for name in CIFAR100.md5_of}
+    (tmp_path / "sitecustomize.py").write_text(
+        "from images.cifar import CIFAR100\n"
+        f"CIFAR100.md5 = {hashlib.md5(archive).hexdigest()!r}\n"
+        f"CIFAR100.md5_of = {known}\n"
+    )
+    env = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "CIFAR100_URL": mirror.replace("copy.tar.gz", "cifar100"),
+        "no_proxy": "*",
+        "OUT_DIR": str(tmp_path / "out"),
+        "DATA_DIR": str(tmp_path / "data"),
+        "RECIPE": "crd",
+        "PAIRS": "resnet14:resnet8 resnet8:resnet8",
+        "METHODS": "kd kd+crd",
+        "EPOCHS": "2",
+        "SEEDS": "0 1",
+        "RANKS": "1",
+        "FLAGS": "--device cpu --threads 1",
+    }
+    argv = ["sh", str(ROOT / "exp.sh")]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "out" / "results" / "results.csv").set_index("run_id")
+    assert rows.role.value_counts().to_dict() == {"distill": 8, "teacher": 2, "student": 2}
+    assert set(rows.recipe) == {"crd"} and set(rows.epochs) == {2} and set(rows.batch_size) == {64}
+    row = rows.loc["resnet8-kd-a0.9-T4-t2-s1-t_resnet14-cifar100-e2-crd"]
+    assert (row.teacher, row.lr, row.weight_decay) == ("resnet14-teacher-s0-cifar100", 0.05, 5e-4)
+    row = rows.loc["resnet8-kd+crd-a1-T4-b0.8-t2-h1-s0-t_resnet8-cifar100-e2-crd"]
+    assert (row.alpha, row.hard_weight, row.milestones) == (1, 1, "1 2")
+    again = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stderr.count("already: skipped") == 4
+
+
 def test_what_is_not_cifar100_is_one_line_and_stays(hundred, tmp_path):
     folder = tmp_path / CIFAR100.folder
     folder.mkdir()
