@@ -131,7 +131,7 @@ def meet_teacher(
             path, data.classes, settings.amp, device, any_names=args.other_classes,
             image_size=settings.image_size, own=args.teacher_model, layers=layers,
         )  # fmt: skip
-        if not args.teacher and teacher.data != data.fingerprint:
+        if not isinstance(args.teacher, Path) and teacher.data != data.fingerprint:
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
                 "another --out-dir, or name it with --teacher if you mean it"

@@ -14,6 +14,7 @@ from test_exp import exp, start  # noqa: F401 (fixtures)
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 
+import distill
 import flags
 import summarize
 import train_student
@@ -21,6 +22,7 @@ from engine import optimise
 from engine.cells import SETTINGS, Cell, Settings, every_setting, run_id
 from engine.grid import settings_of
 from engine.loop import train
+from engine.recipes import weights_of
 from engine.rows import COLUMNS, csv_path, read_rows
 from engine.trainee import initial_model
 from images.views import epoch_views, gather, normalise
@@ -213,6 +215,54 @@ def test_every_setting_tells_run_ids_apart():
         parsed(*"--momentum 0.9 --nesterov --schedule step --milestones 9 15 --gamma 0.2".split(),
                *"--warmup 5".split()),
     )  # fmt: skip
+
+
+def ids(line: str) -> list[str]:
+    """The run ids of a distill.py command that needs no teacher."""
+    parser = flags.parser("")
+    flags.add_distillation(parser)
+    flags.add_teacher(parser)
+    args = flags.parse(parser, line.split())
+    return [run_id(cell, settings_of(args)) for cell in distill.cells_of(args)]
+
+
+def test_a_recipe_is_what_no_flag_says():
+    crd = "--recipe crd --method smooth --student resnet20 --alone "
+    assert ids(crd) == ["resnet20-s0-crd", "resnet20-smooth-a0.1-s0-crd"]
+    assert ids("--method smooth --alone") == ["cnn-s0", "cnn-smooth-a0.5-s0"]
+    assert ids(crd + "--epochs 24")[0] == "resnet20-s0-e24-crd"
+    assert ids(crd + "--epochs 24 --milestones 18")[0] == "resnet20-s0-e24-step18-crd"
+    assert ids(crd + "--lr 0.1 0.05 --momentum 0")[::2] == [
+        "resnet20-s0-lr0.1-m0-crd", "resnet20-s0-m0-crd"
+    ]  # fmt: skip
+    assert ids(crd + "--schedule cosine")[0] == "resnet20-s0-stepnone-crd"
+    assert ids(crd + "--optimizer adamw --lr 0.001")[0] == "resnet20-s0-lr0.001-m0-adamw-crd"
+    assert ids(crd + "--alpha 0.2 --hard-weight 1")[1] == "resnet20-smooth-a0.2-h1-s0-crd"
+
+
+@pytest.mark.parametrize(
+    "network, epochs, lr, milestones",
+    [("resnet20", 240, 0.05, "150 180 210"), ("shufflenetv2", 24, 0.01, "15 18 21"),
+     ("mobilenetv2", 8, 0.01, "5 6 7"), ("cnn", 1, 0.05, "1")],
+)  # fmt: skip
+def test_the_recipe_crd_is_repdistillers(network, epochs, lr, milestones):
+    """Its script train_student.py: epochs, batch, rates and milestones; scaled where shorter."""
+    parser = flags.parser("")
+    flags.add_model(parser, "cnn")
+    argv = ["--recipe", "crd", "--model", network, *["--epochs", str(epochs)] * (epochs != 240)]
+    args = flags.parse(parser, argv)
+    settings = settings_of(args)
+    assert (args.lr, args.weight_decay, settings.milestones) == ([lr], [5e-4], milestones)
+    assert (settings.epochs, settings.batch_size, settings.momentum) == (epochs, 64, 0.9)
+    assert (settings.schedule, settings.gamma, settings.nesterov) == ("step", 0.1, False)
+
+
+def test_weights_of_the_recipe_crd():
+    assert weights_of("crd", "sp", 240) == {"alpha": 1.0, "temperature": 4.0, "hard_weight": 1.0}
+    both = weights_of("crd", "kd+sp", 240)
+    assert both == weights_of("crd", "sp", 240) | {"scale_t2": True}
+    assert weights_of("crd", "kd", 240) == {"alpha": 0.9, "temperature": 4.0, "scale_t2": True}
+    assert weights_of("crd", "dkd", 24)["soft_warmup"] == 2
 
 
 @pytest.mark.parametrize("name", ["quick", "cifar10-short", "trial"])
