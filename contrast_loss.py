@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stage_losses import Stages, pooled, unit
 from utils import stream
 
-SIZE, NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5  # the paper's
+SIZE, NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5  # RepDistiller's
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,21 @@ def crd_bank(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module:
 
 
 def crd(student_stages: Stages, teacher_stages: Stages, module: Bank, moment: Moment) -> Tensor:
-    """Contrastive representation distillation (Tian et al. 2020, ICLR), equations 17 to 19.
+    """Contrastive representation distillation (Tian et al. 2020, ICLR), equations 18 and 19.
 
     Both networks' `pooled` [B, D] are embedded in 128 numbers of length 1 by linear layers trained
     along. For either side's embedding x of an image, with y of the other side's bank,
     -log h(x, y) - sum over M negatives y' of log(1 - h(x, y')), batch mean, both sides added, where
     h(x, y) = p / (p + M / N), p = exp(x . y / 0.07) / Z, of N training images; Z is N times the
     mean of exp(x . y / 0.07) in the first batch. Then the banks' rows of the batch move by half.
-    Negatives are images of other classes. Drawn are 16,384 images a step, as the paper has them,
+    Negatives are images of other classes. Drawn are 16,384 images a step, as many as the paper's,
     but one draw for the whole batch (the authors: one for each of its images, hundreds of times the
     memory), of which an image leaves out those of its own class; so M is smaller by that share. Of
     fewer training images each is drawn once (the authors: again and again).
-    The authors add 1e-7 to p + M / N, which is left out.
-    RepDistiller minimises CE + 0.8 times it: alpha = 0.5 and the default beta = 0.8.
-    Checked against the formula in float64 NumPy, bank and all. Raises UserError.
+    The authors add 1e-7 to p + M / N, which is left out: 4e-6 of the value.
+    Their code, RepDistiller, minimises CE + 0.8 times it: alpha = 0.5 and the default beta = 0.8.
+    Checked against the formula in float64 NumPy, bank and all, which equals RepDistiller's CRDLoss
+    of the same negatives. Raises UserError.
     """
     s = unit(module.student(pooled(student_stages, "student")))
     t = unit(module.teacher(pooled(teacher_stages, "teacher")))

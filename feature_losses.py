@@ -5,7 +5,8 @@ says which layers meet. `module` is what the method trains along with the studen
 function above the loss, gets the stages of a probe of both networks and the training labels [N].
 
 RepDistiller pools where two maps differ in size; here stages of equal size meet. Its weights are
-those that Tian et al. chose for CIFAR-100, from its scripts/run_cifar_distill.sh.
+those of its scripts/run_cifar_distill.sh, for CIFAR-100. It trains on ab or fsp alone for 30 epochs
+and without them after, so that script's weights of the two (1 and 50) change nothing there.
 """
 
 import torch
@@ -21,12 +22,13 @@ from utils import UserError
 def nst(student_stages: Stages, teacher_stages: Stages, module: None = None) -> Tensor:
     """Neuron selectivity transfer (Huang & Wang 2017, arXiv 1707.01219), polynomial kernel.
 
-    MMD^2 of the two sets of channels, equation 6 with k(a, b) = (a . b)^2, d = 2 and c = 0:
+    MMD^2 of the two sets of channels with k(a, b) = (a . b)^2, d = 2 and c = 0:
     mean k(t, t') + mean k(s, s') - 2 mean k(t, s), over all pairs of channels, each a map [H * W]
     of length 1; batch mean, summed over layer_pairs.
     The paper minimises CE + lambda / 2 MMD^2 of one layer. RepDistiller has CE + 50 times the sum
     over its stages, as here: alpha = 0.5 and the default beta = 50.
-    torchdistill has none: checked against the formula in float64 NumPy. Raises UserError.
+    torchdistill has none: checked against the formula in float64 NumPy, which equals RepDistiller's
+    NSTLoss. Raises UserError.
     """
     total = 0.0
     for name, other in layer_pairs(student_stages, teacher_stages):
@@ -75,13 +77,13 @@ def vid_guesses(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module:
 
 
 def vid(student_stages: Stages, teacher_stages: Stages, module: nn.Module) -> Tensor:
-    """Variational information distillation (Ahn et al. 2019, CVPR), equations 5 and 6.
+    """Variational information distillation (Ahn et al. 2019, CVPR).
 
     -log q(t | s), sum over layer_pairs of the mean of (t - m(s))^2 / (2 v) + log(v) / 2 over batch,
     channels and positions: m three 1x1 convolutions, v = softplus(a) + 1e-5 a channel, both trained
     along. Negative where v is small.
-    The paper sums over channels and positions; the authors' code and RepDistiller take means, with
-    CE + 1 times it: alpha = 0.5 and the default beta = 1.
+    The paper sums over channels and positions; RepDistiller, whose VIDLoss is the authors', takes
+    means, with CE + 1 times it: alpha = 0.5 and the default beta = 1.
     Checked against torchdistill's VIDLoss. Raises UserError.
     """
     total = 0.0
@@ -138,7 +140,7 @@ def reviewkd_fusions(student: Stages, teacher: Stages, labels: Tensor) -> nn.Mod
 
 
 def reviewkd(student_stages: Stages, teacher_stages: Stages, module: nn.Module) -> Tensor:
-    """Knowledge review (Chen et al. 2021, CVPR), equations 4 to 7: ABF and HCL.
+    """Knowledge review (Chen et al. 2021, CVPR), equation 11, with section 3.3's ABF and HCL.
 
     From the deepest stage to the shallowest the student's, fused with what the deeper ones have
     left (Fusion), guesses the teacher's. A guess's loss is its mean square error on the whole map
@@ -146,7 +148,8 @@ def reviewkd(student_stages: Stages, teacher_stages: Stages, module: nn.Module) 
     over the sum of the weights; the pairs' losses are added. Pairs are layer_pairs and `pooled`.
     The authors minimise CE + lambda times it, lambda 0.6 to 8 by pair of networks; five of their
     eight on CIFAR-100 have 5: alpha = 0.5 and the default beta = 5. They compare activations before
-    the ReLU (here they are what models.stages finds) and let the term come in over 20 epochs
+    the ReLU (here they are what models.stages finds), fuse on as many channels as
+    `pooled` has (here as the deepest stage that meets one), and let the term come in over 20 epochs
     (--soft-warmup).
     Checked against torchdistill's HierarchicalContextLoss and fusion. Raises UserError.
     """
@@ -176,16 +179,17 @@ def ab_connectors(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module
 
 
 def ab(student_stages: Stages, teacher_stages: Stages, module: nn.Module) -> Tensor:
-    """Activation boundaries (Heo et al. 2019, AAAI), the alternative loss of equation 5.
+    """Activation boundaries (Heo et al. 2019, AAAI), the alternative loss.
 
     sum over layer_pairs, n of them, of 2^(i - n) times the sum over channels and positions, batch
     mean, of (x + 1)^2 where x > -1 and the teacher's neuron is silent (t <= 0), and of (x - 1)^2
     where x <= 1 and it is active; x is the student's stage through a convolution and batch norm
     trained along.
-    The authors train on it alone first, and on CE (and kd) after; here it stands beside the hard
-    loss from the start. Their student's activations are from before the ReLU, and where channels
-    agree they have no connector; here there always is one, for what has passed a ReLU.
-    Their weight 3 / 1000 (also RepDistiller's) is the default beta = 0.003.
+    The authors train on it alone first, and on CE or kd after; here it stands beside the hard loss
+    from the start. Their student's activations are from before the ReLU, and where channels agree
+    they have no connector; here there always is one, for what has passed a ReLU. Its convolution
+    has a bias, as RepDistiller's.
+    Their code's weight on CIFAR-10, 3 / 1000 (also RepDistiller's), is the default beta = 0.003.
     Checked against torchdistill's AltActTransferLoss. Raises UserError.
     """
     pairs, total = layer_pairs(student_stages, teacher_stages), 0.0
@@ -229,7 +233,7 @@ def ft_factors(student: Stages, teacher: Stages, labels: Tensor) -> nn.Module:
 
 
 def ft(student_stages: Stages, teacher_stages: Stages, module: Factors) -> Tensor:
-    """Factor transfer (Kim et al. 2018, NeurIPS), equation 3 with p = 1.
+    """Factor transfer (Kim et al. 2018, NeurIPS), with p = 1.
 
     The mean of |f_t / ||f_t|| - f_s / ||f_s||| over batch and entries: f_t the paraphraser's factor
     of the teacher's deepest stage of layer_pairs, of half its channels, f_s the translator's of the
@@ -237,8 +241,10 @@ def ft(student_stages: Stages, teacher_stages: Stages, module: Factors) -> Tenso
     The authors train the paraphraser first, as an autoencoder of the teacher's stage. Here it
     learns along: its mean square error has gradient but adds 0 to the value, and no weight changes
     how fast it learns; the transfer's gradient does not reach it.
-    RepDistiller's code compares maps of squares, as attention does, not factors. Its CE + 200 times
-    the mean is alpha = 0.5 and the default beta = 200; the paper's first equation has the sum.
+    The authors' code has CE + 500 times this mean (alpha = 0.5, --beta 500), and no batch norm in
+    the translator. RepDistiller, whose translator is the one here, compares not factors but, as
+    attention does, the means of their squares over channels: of its CE + 200 times that the default
+    beta = 200 is the number, not the pull.
     Checked against torchdistill's FTLoss. Raises UserError.
     """
     name, other = layer_pairs(student_stages, teacher_stages)[-1]
@@ -269,11 +275,11 @@ def fsp(student_stages: Stages, teacher_stages: Stages, module: nn.Module) -> Te
     sum over neighbours in layer_pairs of the mean square of G_s - G_t, G [B, C, C'] the mean over
     positions of one stage's channels times the next one's, the larger map max-pooled to the smaller
     one's size.
-    Equation 2 has the sum of squares; RepDistiller has the mean, and CE + 50 times it: alpha = 0.5
-    and the default beta = 50. It pools by the mean, where the paper has the maximum.
-    The paper trains on it alone first and on CE after; here it stands beside the hard loss. Its two
-    networks have equal channels; where they differ a convolution trained along takes the student's
-    to the teacher's.
+    Equation 2 has the sum of squares, RepDistiller the mean, of maps pooled by the mean where the
+    paper has the maximum. The default beta = 50 is its script's.
+    Both train on it alone first and on CE without it after, so that nobody has tuned a weight
+    beside CE, as it stands here (--beta auto). The paper's two networks have equal channels; where
+    they differ a convolution trained along takes the student's to the teacher's.
     Checked against the formula in float64 NumPy. Raises UserError where fewer than two pairs meet.
     """
     pairs = layer_pairs(student_stages, teacher_stages)

@@ -74,7 +74,8 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
     the teacher's 1 - p_target in place of 8 it is T^2 KL, the paper's starting point.)
     The paper minimises CE + DKD, so alpha = 0.5 and the default beta = 1; its T is 4. The authors
     multiply by T^2 in their code, and let the term come in over 20 epochs (--soft-warmup 20).
-    torchdistill has none: checked against the paper's formula in float64 NumPy.
+    torchdistill has none: checked against the paper's formula in float64 NumPy, which equals
+    mdistiller's dkd_loss.
     """
     s_target, s_others = split_target(student / temperature, labels)
     t_target, t_others = split_target(teacher / temperature, labels)
@@ -118,7 +119,7 @@ def ls(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
 
 
 def mse(student: Tensor, teacher: Tensor, labels: Tensor, temperature: None = None) -> Tensor:
-    """Logit regression (Ba & Caruana 2014, NeurIPS), equation 1: 1/2 ||s - t||^2, batch mean.
+    """Logit regression (Ba & Caruana 2014, NeurIPS): 1/2 ||s - t||^2, batch mean.
 
     The paper trains on it alone: alpha = 1 and the default beta = 1. It has no temperature.
     Checked against K / 2 times torchdistill's SimpleLossWrapper of MSELoss, a mean over K as well.

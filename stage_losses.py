@@ -120,7 +120,7 @@ def fitnet(student_stages: Stages, teacher_stages: Stages, regressor: nn.Module)
 
 
 def at(student_stages: Stages, teacher_stages: Stages, regressor: None = None) -> Tensor:
-    """Attention transfer (Zagoruyko & Komodakis 2017, ICLR), equation 2 with p = 2.
+    """Attention transfer (Zagoruyko & Komodakis 2017, ICLR), by activations, with p = 2.
 
     1/2 sum over layer_pairs of 1/(H W) * ||q_s - q_t||, batch mean. The attention map q [B, H * W]
     is the sum over channels of the squares [B, C, H, W], scaled to length 1.

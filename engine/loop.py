@@ -107,7 +107,7 @@ def introduce(trainees: list[Trainee], run: Run) -> None:
             trainee.meet(x, taught, run.data.train.labels)
             modules = trainee.regressor.modules() if trainee.regressor else ()
             norms = any(isinstance(m, nn.BatchNorm2d) for m in modules)
-            if norms and ends:
+            if norms and lone:
                 what = f"what {trainee.cell.method} trains along has batch norms"
                 raise UserError(f"{what}, and {lone}")
 

@@ -52,7 +52,7 @@ def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):
         assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {int(ranks)}
 
 
-@pytest.mark.parametrize("method", ["fitnet", "sp"])
+@pytest.mark.parametrize("method", ["fitnet", "kd+crd"])
 def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
     argv = [*flags, "--teacher", teacher, "--method", method, "--alpha", 0.1, 0.5, "--beta", 1]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
@@ -108,7 +108,7 @@ def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_pat
 
 
 def test_killed_at_any_moment_nothing_is_lost():
-    done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1)
+    done = command(ROOT / "tests" / "kills.py", "--trials", 4, "--seed", 1, "--method", "kd+crd")
     assert done.returncode == 0, done.stderr
     assert "4 times the same bits and every row once" in done.stdout
 

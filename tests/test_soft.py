@@ -260,6 +260,8 @@ def test_batch_norms_that_train_along_do_not_learn_from_one_image(tmp_path, teac
     argv = ["--dataset", "folder", "--data-dir", tmp_path / "odd", "--epochs", 1, "--lr", 0.01]
     argv += ["--batch-size", 17, "--teacher", teacher, "--out-dir", tmp_path, "--device", "cpu"]
     argv += ["--method", "reviewkd", "--student-width", 4]
+    assert script(distill.main, *argv, "--batch-size", 1) == 2
+    assert "every batch is of 1 image: --batch-size" in capsys.readouterr().err
     assert script(distill.main, *argv) == 2
     assert "ends with 1 image: --last-batch drop" in capsys.readouterr().err
     assert script(distill.main, *argv, "--last-batch", "drop") == 0
