@@ -24,7 +24,7 @@ NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
     *("val_acc", "best_val_acc", "best_val_epoch", "agreement", "teacher_kl", "ece"),
-    *("teacher_acc", "soft_warmup", *IMAGES),
+    *("teacher_acc", "soft_warmup", "hard_weight", *IMAGES),
     *(name for name in PROTOCOL if name not in TEXT),
 )
 CIFAR10_TRAIN = 50000  # images; the protocol's train_size 0, "all", as rows have it
@@ -80,6 +80,8 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     Raises UserError for a row that no run could have left.
     """
     rows = rows.copy()
+    for name, blank in (("recipe", "reference"), ("hard_weight", np.nan)):
+        rows[name] = rows.get(name, blank)
     for name in NUMBERS:
         try:
             rows[name] = pd.to_numeric(rows[name]).astype(float)
@@ -198,7 +200,10 @@ def protocol(
 
 
 def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sorted rows with `kind` (the variant without beta and teacher) and `variant`.
+    """Sorted rows with `kind` (the variant without beta and teacher), `own` and `variant`.
+
+    `own` is what the variant says of beta, warm-up and layers. The weight of the hard loss, where
+    it is not 1 - alpha, is in the variant only where a student's method has several.
 
     Where several teachers taught the same cell and seed, each makes a variant of its own, both with
     and without T², so that these can still be compared. `by` is the teacher: one for each seed is
@@ -215,7 +220,9 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     for who in ("student", "teacher"):
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")
-    rows = rows.assign(kind=kind, variant=kind + own, last=rows.role == "teacher")
+    hard = rows.hard_weight.groupby([rows.student, rows.method]).transform("nunique", dropna=False)
+    told = [f", hard × {w:g}" if w == w else "" for w in rows.hard_weight.where(hard > 1)]
+    rows = rows.assign(kind=kind, own=own, variant=kind + told + own, last=rows.role == "teacher")
     rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
     rows["by"] = teacher_names(rows)
     several = rows.groupby([*CELL, "seed"]).by.transform("nunique") > 1
