@@ -5,15 +5,16 @@ in one setting, a column a pair in one learning rate.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from engine.cells import defaults
 from losses import METHODS
 from reporting import stats
 from reporting.compare import KD, Results
-from reporting.rows import ALONE, CONTROL, METRICS, NO_TEMPERATURE, T2
+from reporting.rows import ALONE, CONTROL, METRICS, NO_TEMPERATURE, PROTOCOL, T2
 from reporting.tables import (
     MARKS,
     NONE,
@@ -31,7 +32,7 @@ COLUMN, LINE = ["network", "student", "lr"], ["method", "setting"]
 FIRST = ("none", "")  # the line of the student alone
 MARK = {ALONE: MARKS, KD: {1: " ↑", -1: " ↓", 0: ""}}
 PUBLISHED = ROOT / "results" / "published.csv"
-FULL = {"dataset": "cifar100", "train_size": 50000, "epochs": 240}  # what PUBLISHED is about
+THEIRS = {"dataset": "cifar100", "train_size": 50000, "epochs": 240}  # with the crd recipe
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,13 @@ def has_figures(line: dict) -> bool:
 def beside_published(pairs: Pairs) -> str:
     """Published accuracies of the same pair and method, in % and ours minus them in points.
 
-    Empty where these runs are not of the recipe, the images and the length they were made with.
+    Empty where these runs have not the recipe, the images and the length that those have.
     """
     settings = pairs.members[0].protocol.settings
-    if set(pairs.rows.recipe) != {"crd"} or any(settings[name] != FULL[name] for name in FULL):
+    usual = defaults("crd", "", THEIRS["epochs"]) | THEIRS
+    rates = [defaults("crd", model, THEIRS["epochs"])["lr"] for model in pairs.rows.model]
+    pairs = replace(pairs, rows=pairs.rows[pairs.rows.lr == rates])
+    if pairs.rows.empty or any(settings[n] != usual[n] for n in PROTOCOL if n != "lr"):
         return ""
     found = []
     for epoch, part in read_published().groupby("epoch", sort=False):

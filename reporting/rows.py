@@ -80,8 +80,6 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     Raises UserError for a row that no run could have left.
     """
     rows = rows.copy()
-    for name, blank in (("recipe", "reference"), ("hard_weight", np.nan)):
-        rows[name] = rows.get(name, blank)
     for name in NUMBERS:
         try:
             rows[name] = pd.to_numeric(rows[name]).astype(float)
