@@ -63,9 +63,13 @@ def is_annealed(settings: dict) -> bool:
 
 
 def applies(name: str, settings: dict) -> bool:
-    """Whether a setting is worth showing: not T_max of a step schedule, nor a flag that is off."""
+    """Whether a setting is worth showing.
+
+    Not T_max of a step schedule, nor a flag that is off, nor the reference as a recipe.
+    """
     other, value = SETTINGS[name].metadata["only"] or (name, settings[name])
-    return settings[other] == value and (REFERENCE[name] is not False or bool(settings[name]))
+    quiet = REFERENCE[name] is False or name == "recipe"
+    return settings[other] == value and not (quiet and settings[name] == REFERENCE[name])
 
 
 def is_reference(settings: dict) -> bool:
