@@ -24,7 +24,7 @@ Pair = tuple[Column, Column]
 Family = tuple[str, list[Pair], list[Pair]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # frames have no ==
 class Results:
     """The cells of a protocol and their comparisons; accuracies and differences are fractions of 1.
 

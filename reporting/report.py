@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from reporting import compare, replication, rows, stats, tables
+from reporting import compare, pairs, replication, rows, stats, tables
 from reporting.compare import Results
 from utils import UserError, brief
 
@@ -19,6 +19,7 @@ TEMPLATES = jinja2.Environment(
 )
 SHOWN = {
     compare: "KD METHODS of stand_ins",
+    pairs: "accuracies beside_published heading minus several_kd sources usual_seeds",
     replication: "replication sentences",
     rows: "is_reference",
     stats: "LEVEL PRIOR",
@@ -54,6 +55,8 @@ def write(
     """
     values = {"others": others, "reference": reference, "pictures": pictures}
     values["found"] = [(results, tables.sheet(results)) for results in found]
+    values["pairs"] = pairs.tables(found)
+    values["paired"] = [results for table in values["pairs"] for results in table.members]
     return render(name, values)
 
 

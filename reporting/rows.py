@@ -24,7 +24,7 @@ NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
     *("test_acc", "test_loss", "best_test_acc", "best_epoch", "train_acc"),
     *("val_acc", "best_val_acc", "best_val_epoch", "agreement", "teacher_kl", "ece"),
-    *("teacher_acc", "soft_warmup", *IMAGES),
+    *("teacher_acc", "soft_warmup", "hard_weight", *IMAGES),
     *(name for name in PROTOCOL if name not in TEXT),
 )
 CIFAR10_TRAIN = 50000  # images; the protocol's train_size 0, "all", as rows have it
@@ -63,9 +63,13 @@ def is_annealed(settings: dict) -> bool:
 
 
 def applies(name: str, settings: dict) -> bool:
-    """Whether a setting is worth showing: not T_max of a step schedule, nor a flag that is off."""
+    """Whether a setting is worth showing.
+
+    Not T_max of a step schedule, nor a flag that is off, nor the reference as a recipe.
+    """
     other, value = SETTINGS[name].metadata["only"] or (name, settings[name])
-    return settings[other] == value and (REFERENCE[name] is not False or bool(settings[name]))
+    quiet = REFERENCE[name] is False or name == "recipe"
+    return settings[other] == value and not (quiet and settings[name] == REFERENCE[name])
 
 
 def is_reference(settings: dict) -> bool:
@@ -198,7 +202,10 @@ def protocol(
 
 
 def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sorted rows with `kind` (the variant without beta and teacher) and `variant`.
+    """Sorted rows with `kind` (the variant without beta and teacher), `own` and `variant`.
+
+    `own` is what the variant says of beta, warm-up and layers. The weight of the hard loss, where
+    it is not 1 - alpha, is in the variant only where a student's method has several.
 
     Where several teachers taught the same cell and seed, each makes a variant of its own, both with
     and without T², so that these can still be compared. `by` is the teacher: one for each seed is
@@ -215,7 +222,9 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     for who in ("student", "teacher"):
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")
-    rows = rows.assign(kind=kind, variant=kind + own, last=rows.role == "teacher")
+    hard = rows.hard_weight.groupby([rows.student, rows.method]).transform("nunique", dropna=False)
+    told = [f", hard × {w:g}" if w == w else "" for w in rows.hard_weight.where(hard > 1)]
+    rows = rows.assign(kind=kind, own=own, variant=kind + told + own, last=rows.role == "teacher")
     rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
     rows["by"] = teacher_names(rows)
     several = rows.groupby([*CELL, "seed"]).by.transform("nunique") > 1

@@ -24,6 +24,7 @@ from reporting.rows import (
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
 MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
 LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
+LEFT += ("setting", "epoch")
 STEP = ("schedule", "milestones", "gamma")
 SAME = ("amp", "device", "machine", "torch", "commit", "data", "test_data", "teacher")
 SAME += ("teacher_sha", "epochs measured")
