@@ -9,10 +9,11 @@ methods, as kd+sp, each has the term it has alone, and beta is the second's:
 
     L = (1 - alpha) * hard_loss + alpha * (first + beta * second)
 
-(RepDistiller's gamma CE + alpha' kd + beta' second, with T^2 in kd, is (gamma + alpha') times that
-with --scale-t2, alpha = alpha' / (gamma + alpha') and beta = beta' / alpha'.) A paper
-that writes CE + w * term is alpha = 0.5 with beta = w and twice the learning rate; one that trains
-on its term alone is alpha = 1. Each docstring says where its paper's setting lies.
+--hard-weight puts another number in place of 1 - alpha. A paper that writes CE + w * term is
+--hard-weight 1 with alpha = 1 and beta = w (or alpha = 0.5 with twice the learning rate and half
+the weight decay); one that trains on its term alone is alpha = 1. RepDistiller's
+gamma CE + alpha' kd + beta' second is hard weight gamma, alpha = alpha', beta = beta' / alpha'
+and --scale-t2. Each docstring says where its paper's setting lies.
 
 Inputs are float32 (or float64): leave autocast first, bfloat16 logits make coarse losses. Nothing
 here branches on a value, so torch.func.vmap may run over cells. The losses on layers, not logits,
