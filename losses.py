@@ -244,7 +244,7 @@ METHODS: dict[str, Method] = {
         "feature",
         feature_losses.ft,
         "Kim et al. 2018, NeurIPS",
-        beta=200.0,
+        beta=500.0,
         regressor=feature_losses.ft_factors,
     ),
     "fsp": Method(
