@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 import utils
+from engine import board
 from engine.rows import csv_path, read_rows
 from reporting import pictures, report
 from reporting.compare import Results, compare
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     utils.write_atomic(folder / "table.md", table.encode())
     utils.write_atomic(folder / "REPORT.md", text.encode())
     if drawn:
-        utils.log_images(args.out_dir, drawn)
+        board.log_images(args.out_dir, drawn)
     utils.say(table)
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from engine import measure
 from engine.balance import balance
+from engine.board import Curves
 from engine.cells import Cell, label
 from engine.parallel import all_gather
 from engine.progress import Progress
@@ -25,7 +26,7 @@ from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee, draws
 from images.views import epoch_views, normalise, plain
-from utils import Curves, UserError
+from utils import UserError
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
@@ -47,7 +48,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         balance(trainees, run)
         steps = Steps(trainees, run)
         for trainee in trainees:
-            trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
+            own = trainee.beta, trainee.history
+            trainee.curves = Curves(run.out_dir, trainee.cell, settings, *own)
         uses_logits = any(all_gather(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(all_gather(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
