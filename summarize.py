@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
         board.log_images(args.out_dir, drawn)
     utils.say(table)
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
+    out_dir, here = args.out_dir.resolve(), Path.cwd()
+    out_dir = out_dir.relative_to(here) if out_dir.is_relative_to(here) else out_dir
+    utils.say(f"open {out_dir / 'results' / 'REPORT.md'}; curves: {board.commands(out_dir)}")
 
 
 def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def entry(cell: Cell, beta: float | None) -> dict[hparams.HParam, float | str]:
         for name, column in COLUMNS.items()
         if values[name] is not None
     }
+
+
+def commands(out_dir: Path) -> str:
+    """What to open, in one line: the folder with most runs, so that names are short; pictures."""
+    protocols = Counter(path.parent for path in (out_dir / "runs").glob("*/*") if path.is_dir())
+    [(most, _)] = protocols.most_common(1) or [(out_dir / "runs", 0)]
+    return f"tensorboard --logdir {most} (pictures: --logdir {out_dir / 'runs-summary'})"
 
 
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
