@@ -4,7 +4,7 @@
     python summarize.py --metric last     # the last epoch's accuracy instead
 
 Writes, below --out-dir: results/table.md, results/REPORT.md and the pictures that belong to it,
-results/heatmap.png, curves.png and lines.png; the pictures go to TensorBoard's IMAGES tab, too.
+results/heatmap.png and curves.png; the pictures go to TensorBoard's IMAGES tab, too.
 """
 
 import argparse
