@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
     out_dir, here = args.out_dir.resolve(), Path.cwd()
     out_dir = out_dir.relative_to(here) if out_dir.is_relative_to(here) else out_dir
-    utils.say(f"open {out_dir / 'results' / 'REPORT.md'}; curves: {board.commands(out_dir)}")
+    more = [f"; {what}: {command}" for what, command in board.commands(out_dir).items()]
+    utils.say(f"open {out_dir / 'results' / 'REPORT.md'}{''.join(more)}")
 
 
 def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:

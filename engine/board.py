@@ -28,9 +28,9 @@ SCALARS = {
 }
 # HPARAMS sorts its columns by name, which the numbers are for, and ticks the first five. All else
 # is the same in all of a folder.
-ORDER = ("alpha", "temperature", "method", "seed", "student")
+ORDER = ("alpha", "temperature", "method", "seed", "network")
 ORDER += ("beta", "scale_t2", "lr", "weight_decay", "teacher_seed")
-WORDS = {"method": ["none", *METHODS], "student": [*MODELS, *NETWORKS]}
+WORDS = {"method": ["none", *METHODS], "network": [*MODELS, *NETWORKS]}
 COLUMNS = {
     name: hparams.HParam(
         f"{place:02} {name}",
@@ -96,7 +96,7 @@ class Curves:
 def entry(cell: Cell, beta: float | None) -> dict[hparams.HParam, float | str]:
     """A cell's line under HPARAMS; blank is what it does not have."""
     width = f" w{cell.width}" if cell.width != default_width(cell.model) else ""
-    values = asdict(cell) | {"beta": beta, "student": cell.model + width}
+    values = asdict(cell) | {"beta": beta, "network": cell.model + width}
     return {
         column: values[name] if name in WORDS else float(values[name])
         for name, column in COLUMNS.items()
@@ -104,11 +104,13 @@ def entry(cell: Cell, beta: float | None) -> dict[hparams.HParam, float | str]:
     }
 
 
-def commands(out_dir: Path) -> str:
-    """What to open, in one line: the folder with most runs, so that names are short; pictures."""
+def commands(out_dir: Path) -> dict[str, str]:
+    """What shows the curves (of the folder with most runs: its names are short), and pictures."""
     protocols = Counter(path.parent for path in (out_dir / "runs").glob("*/*") if path.is_dir())
-    [(most, _)] = protocols.most_common(1) or [(out_dir / "runs", 0)]
-    return f"tensorboard --logdir {most} (pictures: --logdir {out_dir / 'runs-summary'})"
+    where = {"pictures": out_dir / "runs-summary"}
+    if protocols:
+        where = {"curves": max(protocols, key=protocols.get)} | where
+    return {what: f"tensorboard --logdir {at}" for what, at in where.items() if at.exists()}
 
 
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:

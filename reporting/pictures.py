@@ -176,7 +176,7 @@ def by_epoch(part: Figure, results: Results, grid: Grid) -> None:
     lower.set(ylabel="difference,\npoints", xlabel="epoch")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     upper.legend(loc="lower right", frameon=False)
-    head(part, upper, f"Test accuracy by epoch{verdict(results, grid)}", results, grid)
+    head(part, upper, f"Accuracy by epoch{verdict(results, grid)}", results, grid)
 
 
 def verdict(results: Results, grid: Grid) -> str:
@@ -185,7 +185,6 @@ def verdict(results: Results, grid: Grid) -> str:
         tests = results.against(grid, against)
         cell = results.where(grid, "choice")
         if cell and cell[2:] in tests.index and (test := tests.loc[cell[2:]]).half == test.half:
-            shows = "a difference shows" if test.sign else "no difference shows"
-            size = f"{points(test.difference)} ± {100 * test.half:.2f} points"
-            return f"; distilled and {name}: {shows} ({size})"
+            size = f"{points(test.difference)} ± {100 * test.half:.2f}"
+            return f": {'a' if test.sign else 'no'} difference to {name} shows ({size})"
     return ""

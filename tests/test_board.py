@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context
 from tensorboard.plugins.hparams.get_experiment import Handler as Experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler as Sessions
 
-from engine.board import Curves, curves_folder, log_images
+from engine.board import Curves, commands, curves_folder, log_images
 from engine.cells import Cell, Settings, run_id
 from engine.loop import train
 from utils import Interrupted
@@ -104,7 +104,7 @@ def test_hparams_begins_with_what_a_grid_varies(make_run):
     for cells in ([ALONE, GRID[0]], [own]):
         train_all(cells, run)
     names, lines = hparams(run.out_dir / "runs")
-    assert names[:5] == ["alpha", "temperature", "method", "seed", "student"]
+    assert names[:5] == ["alpha", "temperature", "method", "seed", "network"]
     assert names[-2:] == ["test_acc", "best_test_acc"]
     found = {line.name: line for line in lines}
     assert len(found) == 3
@@ -126,3 +126,4 @@ def test_the_pictures_have_a_folder_of_their_own(tmp_path):
     content = EventAccumulator(str(tmp_path / "runs-summary" / "report")).Reload()
     [shown] = content.Images("heatmap")
     assert (shown.width, shown.height) == (700, 350) and not (tmp_path / "runs").exists()
+    assert commands(tmp_path) == {"pictures": f"tensorboard --logdir {tmp_path / 'runs-summary'}"}
