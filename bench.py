@@ -206,7 +206,9 @@ def time_pass(
     def begin(_: int) -> None:
         views, logits = drawn(), None
         if run.sheet:
-            known = epoch_logits(run.teacher, data.train, views, run.sheet, run.ranks, lambda: None)
+            known = epoch_logits(
+                run.teacher, data.train, views, run.sheet, run.ranks, lambda _: None
+            )
             logits = known.to(device)
         steps.begin(0, views, logits)
 

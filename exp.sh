@@ -177,8 +177,7 @@ for seed in $RESNET_SEEDS; do
     pids=''
 done
 
-part "report"
-"$PYTHON" summarize.py --out-dir "$OUT_DIR"
 part ""
 echo "time taken:$times" >&2
+"$PYTHON" summarize.py --out-dir "$OUT_DIR"
 exit "$failed"

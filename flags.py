@@ -34,6 +34,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a flag's default, but not that of one which is unset: its own words say that."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default is None or action.default == []
+        return action.help if unset else super()._get_help_string(action)
+
+
 def parser(description: str, sweeps: bool = True) -> Parser:
     """A parser with the flags that all three training scripts share.
 
@@ -41,7 +49,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     """
     p = Parser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     groups = {name: p.add_argument_group(name).add_argument for name in ("data", "optimisation")}
@@ -57,7 +65,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         help="where the data set is or goes")  # fmt: skip
     add = groups["optimisation"]
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
-        help="bfloat16 autocast in the ResNet; unset: where it is faster")  # fmt: skip
+        help="bfloat16 autocast in the ResNet (default: auto, where it is faster)")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument

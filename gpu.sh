@@ -113,7 +113,7 @@ part "bench.py and the estimate" bench.txt \
     if [ -n "$REFERENCE" ]; then
         cat "$OUT/reference/results/table.md" 2>/dev/null || echo "There is no table."
     else
-        printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/,$p' "$OUT/quick.txt")"
+        printf '```\n%s\n```\n\n' "$(sed -n '/^time taken/p; /^  .*: [0-9]* min/p' "$OUT/quick.txt")"
     fi
     cat "$OUT/bench/results/bench.md" 2>/dev/null || echo "There is no bench.md."
 } >"$OUT/REPORT.md"

@@ -4,7 +4,7 @@
     python summarize.py --metric last     # the last epoch's accuracy instead
 
 Writes, below --out-dir: results/table.md, results/REPORT.md and the pictures that belong to it,
-results/heatmap.png, curves.png and lines.png; the pictures go to TensorBoard's IMAGES tab, too.
+results/heatmap.png and curves.png; the pictures go to TensorBoard's IMAGES tab, too.
 """
 
 import argparse
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 import utils
+from engine import board
 from engine.rows import csv_path, read_rows
 from reporting import pictures, report
 from reporting.compare import Results, compare
@@ -45,9 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     utils.write_atomic(folder / "table.md", table.encode())
     utils.write_atomic(folder / "REPORT.md", text.encode())
     if drawn:
-        utils.log_images(args.out_dir, drawn)
+        board.log_images(args.out_dir, drawn)
     utils.say(table)
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
+    out_dir, here = args.out_dir.resolve(), Path.cwd()
+    out_dir = out_dir.relative_to(here) if out_dir.is_relative_to(here) else out_dir
+    more = [f"; {what}: {command}" for what, command in board.commands(out_dir).items()]
+    utils.say(f"open {out_dir / 'results' / 'REPORT.md'}{''.join(more)}")
 
 
 def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:

@@ -136,6 +136,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"fresh seeds: how many measure the winners (default: {sides.FRESH}, "
         f"with more than {sides.MANY:,} images {sides.FEWER_FRESH})")  # fmt: skip
     p.set_defaults(train_size=5000, val_size=5000)
+    for action in p._actions:
+        if action.dest in (*OWN, "milestones", "gamma"):  # refused
+            action.help = argparse.SUPPRESS
     args = p.parse_args(argv)
     for name in OWN:
         if getattr(args, name) != p.get_default(name):

@@ -1,4 +1,4 @@
-"""For every part: errors, randomness, atomic writes, checkpoints, TensorBoard."""
+"""For every part: errors, randomness, atomic writes, checkpoints."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable
@@ -15,8 +14,6 @@ from pathlib import Path
 import filelock
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent
 
@@ -243,61 +240,3 @@ def what_is_wrong(content: object) -> str | None:
 def three_numbers(values: list) -> bool:
     """Whether it has a finite number for each of three channels."""
     return len(values) == 3 and all(isinstance(x, float) and math.isfinite(x) for x in values)
-
-
-# ---------------------------------------------------------------- TensorBoard
-
-
-class Curves:
-    """The event file of one run, runs/<run_id>/: scalars per epoch and one HParams entry."""
-
-    SCALARS = {
-        "loss/train": "loss",
-        "loss/hard": "hard",
-        "loss/soft": "soft",
-        "acc/train": "train_acc",
-        "acc/test": "test_acc",
-        "acc/val": "val_acc",
-        "lr": "lr",
-    }
-    HPARAMS = ("role", "model", "width", "method", "alpha", "temperature", "beta", "scale_t2")
-    HPARAMS += ("seed", "lr", "weight_decay", "momentum", "batch_size", "train_size", "epochs")
-    HPARAMS += ("t_max",)
-
-    def __init__(self, out_dir: Path, run_id: str, epochs_done: int):
-        folder = out_dir / "runs" / run_id
-        check_writable(folder)
-        # An overwritten run's curves are removed when this one is done.
-        self.old = [] if epochs_done else list(folder.glob("events.out.*"))
-        # purge_step hides what a killed try wrote of later epochs.
-        self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
-
-    def write(self, epoch: int, record: dict[str, float]) -> None:
-        """One epoch's scalars; epochs count from 1."""
-        for tag, name in self.SCALARS.items():
-            if name in record:
-                self.writer.add_scalar(tag, record[name], epoch)
-        self.writer.flush()
-
-    def close(self, row: dict) -> None:
-        """Write the HParams entry, so that the HPARAMS tab can sort the runs.
-
-        Every run has every key, as the tab takes its columns from any one of them; 0 is none.
-        """
-        chosen = {name: 0.0 if row[name] is None else row[name] for name in self.HPARAMS}
-        metrics = {f"hparam/{name}": row[name] for name in ("test_acc", "best_test_acc")}
-        # run_name "." keeps the entry in this run's own folder.
-        self.writer.add_hparams(chosen, metrics, run_name=".")
-        self.writer.close()
-        for file in self.old:
-            file.unlink(missing_ok=True)
-
-
-def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
-    """PNG files for TensorBoard's IMAGES tab, in runs/summary/."""
-    folder = out_dir / "runs" / "summary"
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
-        for name, png in images.items():
-            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            writer.add_image(name, pixels, dataformats="HWC")

@@ -16,6 +16,7 @@ from torch import nn
 
 from engine import measure
 from engine.balance import balance
+from engine.board import Curves
 from engine.cells import Cell, label
 from engine.parallel import all_gather
 from engine.progress import Progress
@@ -25,7 +26,7 @@ from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee, draws
 from images.views import epoch_views, normalise, plain
-from utils import Curves, UserError
+from utils import UserError
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
@@ -47,22 +48,29 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         balance(trainees, run)
         steps = Steps(trainees, run)
         for trainee in trainees:
-            trainee.curves = Curves(run.out_dir, trainee.run_id, trainee.epoch)
+            own = trainee.beta, trainee.history
+            trainee.curves = Curves(run.out_dir, trainee.cell, settings, *own)
         uses_logits = any(all_gather(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(all_gather(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
-        what = label(pending[0]) if len(pending) == 1 else f"{len(pending)} cells"
-        progress = Progress(what, settings.epochs, steps.count, first, ranks.lead)
+        progress = Progress(
+            together(mine, pending), settings.epochs, steps.count, first, ranks.lead
+        )
+
+        def tick(share: float) -> None:
+            progress.taught(share)
+            state.save_if_due()
+
         if not settings.epochs:  # --weights as they are
             measure_untrained(trainees, steps, run)
         for epoch in range(first, settings.epochs):
+            progress.doing(epoch + 1)
             views = epoch_views(group[0].seed, epoch, images)
             logits = None
             if uses_logits:
-                progress.doing(f"epoch {epoch + 1}, teacher")
-                logits = epoch_logits(
-                    run.teacher, images, views, run.sheet, ranks, state.save_if_due
-                ).to(run.device)
-            progress.doing(f"epoch {epoch + 1}")
+                progress.taught(0.0)
+                logits = epoch_logits(run.teacher, images, views, run.sheet, ranks, tick)
+                logits = logits.to(run.device)
+                progress.doing(epoch + 1)
             steps.begin(epoch, views, logits)
             here = [t for t in trainees if t.epoch == epoch]
             start = min((t.step for t in here), default=steps.count)
@@ -80,6 +88,14 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         if ranks.lead:
             state.finished()
         return complaints
+
+
+def together(mine: list[Cell], pending: list[Cell]) -> str:
+    """The cells that are trained together, in words; `mine` are this rank's."""
+    if len(pending) == 1:
+        return label(pending[0])
+    part = f"{len(mine)} of " if len(mine) < len(pending) else ""
+    return f"{part}{len(pending)} cells, seed {pending[0].seed}"
 
 
 def introduce(trainees: list[Trainee], run: Run) -> None:
@@ -144,5 +160,6 @@ def record(here: list[Trainee], epoch: int, steps: Steps, run: Run, progress: Pr
         trainee.epoch, trainee.step = epoch + 1, 0
         trainee.sums.zero_()
     if sound:
-        last = sound[0].history[-1]
-        progress.epoch(epoch + 1, last["loss"], last.get("test_acc"))
+        last = [t.history[-1] for t in sound]
+        accuracies = [found["test_acc"] for found in last if "test_acc" in found]
+        progress.epoch(epoch + 1, [found["loss"] for found in last], accuracies)

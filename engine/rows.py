@@ -66,7 +66,7 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
     """Write checkpoints, then rows. Returns a line for each cell that diverged, of all ranks."""
     sound, basis = [t for t in trainees if not t.diverged], state.basis()
     rows = rows_of(sound, run, state.elapsed(), cells)
-    for trainee, row in zip(sound, rows, strict=True):
+    for trainee in sound:
         path = run.out_dir / "checkpoints" / f"{trainee.run_id}.pt"
         content = checkpoint_of(trainee, run, basis)
         save_checkpoint(path, content)
@@ -74,7 +74,7 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
             best = min(best_epoch(trainee.history) + 1, run.settings.epochs)
             best = {"state": trainee.best, "epoch": best}
             save_checkpoint(best_path(path), content | best | {"progress": None})
-        trainee.curves.close(row)
+        trainee.curves.close()
     rest = len(run.data.train) % run.settings.batch_size
     small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
     hint = f" (an epoch's last step is on {rest} images and as long: --last-batch weigh?)"

@@ -199,12 +199,12 @@ def epoch_logits(
     views: Views,
     sheet: Sheet | None,
     ranks: Ranks,
-    tick: Callable[[], None],
+    tick: Callable[[float], None],
 ) -> Tensor:
     """The teacher's logits for an epoch's views, float32 [n, K] on the CPU.
 
     From the sheet where they are cached; the rest is computed in chunks, distributed over the
-    ranks, and cached. `tick` is called after each chunk.
+    ranks, and cached. `tick` is called after each chunk, with the share that is done.
     """
     device, numbers = views.index.device, views.numbers(split).cpu()
     # Read by one rank: all must agree on what is missing, and another command may be writing.
@@ -217,7 +217,7 @@ def epoch_logits(
         computed[i] = view_logits(teacher, split, views[chunks[i].to(device)])
         if sheet:
             sheet.write(numbers[chunks[i]], computed[i])
-        tick()
+        tick((i + 1) / len(chunks))
     for theirs in all_gather(ranks, computed):
         computed.update(theirs)
     logits = known[0] if known else torch.empty(len(views), computed[0].shape[1])

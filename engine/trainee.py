@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contrast_loss import Moment
+from engine.board import Curves
 from engine.cells import Cell, Settings, run_id
 from engine.optimise import learning_rate, optimiser
 from losses import ON_LOGITS, ON_STAGES, Method, hard_loss, parts
@@ -22,7 +23,7 @@ from models import (
     on_device,
     widest,
 )
-from utils import Curves, UserError, stream
+from utils import UserError, stream
 
 
 @dataclass

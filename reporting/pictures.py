@@ -1,4 +1,4 @@
-"""The pictures as PNG bytes: the gains as a heatmap and against T, and accuracy by epoch.
+"""The pictures as PNG bytes: the gains as a heatmap, and accuracy by epoch.
 
 Nothing is shown by colour alone. Drawn with the Agg canvas and without metadata, so that the same
 rows give the same bytes.
@@ -20,11 +20,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from reporting.compare import Grid, Results, of
 from reporting.rows import ALONE, CELL, CONTROL, NO_TEMPERATURE, T2, curves
-from reporting.tables import fixed, points, spread, temperature, title
+from reporting.tables import points, spread, temperature, title
 
 WIDTH, DPI = 8.0, 160  # inches, dots an inch: 1280 wide, shown 800 px wide in a README
 FEW = 4  # cells; smaller grids are not drawn
@@ -34,7 +34,7 @@ STYLE = dict(
     + [("axes.edgecolor", "0.4"), ("axes.grid", True), ("axes.grid.axis", "y")]
     + [("grid.color", "0.9"), ("axes.axisbelow", True), ("lines.linewidth", 1.9)]
 )
-INK, MUTED, BAND = "#222222", "#585858", "#e8e8e8"
+INK, MUTED = "#222222", "#585858"
 # Okabe and Ito's palette for the colour-blind; the student alone is INK everywhere.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195"]
 MARKERS, DASHES = "os^DvPX", ["-", "-", (0, (4, 1.5))]
@@ -58,7 +58,6 @@ def pictures(found: list[Results]) -> dict[str, bytes]:
     drawn = {
         "heatmap": draw(kd, heatmap, lambda *pair: 1.5 + 0.42 * gains(*pair).index.levshape[0]),
         "curves": draw([pair for pair in plain if curves_of(*pair)], by_epoch, lambda *_: 4.8),
-        "lines": draw([p for p in plain if gains(*p).index.levshape[1] > 1], lines, lambda *_: 4.0),
     }
     return {name: png for name, png in drawn.items() if png}
 
@@ -133,41 +132,6 @@ def heatmap(part: Figure, results: Results, grid: Grid) -> None:
     head(part, axes, text, results, grid)
 
 
-def lines(part: Figure, results: Results, grid: Grid) -> None:
-    """Gain against T, one line for each α, on a logarithmic axis; very bad cells are cut off."""
-    tests, table = results.against(grid, ALONE), gains(results, grid).unstack("alpha")
-    half = 100 * tests.half.median()
-    axes = part.subplots()
-    axes.axhline(0, color=INK)
-    if half == half:
-        axes.axhspan(-half, half, color=BAND, lw=0)
-    for index, (alpha, gain) in enumerate(table.items()):
-        gain = gain.dropna()
-        look = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "ms": 5.5}
-        axes.plot(gain.index, gain, mfc="white", **look)
-        significant = [tests.sign[alpha, t] != 0 for t in gain.index]
-        axes.plot(gain.index[significant], gain[significant], ls="", **look)
-    axes.set_xscale("log" if min(table.index) > 0 else "symlog")
-    axes.set_xticks(table.index, table.index.map(temperature))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="temperature T (logarithmic)", ylabel="gain, points")
-    axes.set_ylim(bottom=max(-2.5 * reach(results, grid), axes.get_ylim()[0]))
-    label_ends(axes, table.ffill().iloc[-1])
-    text = "What distillation adds to the student alone, by temperature"
-    head(part, axes, text, results, grid)
-
-
-def label_ends(axes: Axes, ends: pd.Series) -> None:
-    """Each line's α beside its end, pushed apart where two would overlap."""
-    (low, high), place = axes.get_ylim(), -np.inf
-    for index in np.argsort(ends.to_numpy(), kind="stable"):
-        end = ends.iloc[index]
-        text = f"α {ends.index[index]:g}" + (f" ({fixed(end, 1, '+')})" if end < low else "")
-        place = max((end - low) / (high - low), 0.02, place + 0.065)
-        look = {"color": COLOURS[index % 7], "weight": "bold", "va": "center"}
-        axes.text(1.01, place, text, transform=axes.transAxes, **look)
-
-
 def curves_of(results: Results, grid: Grid) -> dict[str, pd.DataFrame]:
     """Curves on seeds in common: student alone, the grid's cell, the control of its α if any.
 
@@ -212,4 +176,15 @@ def by_epoch(part: Figure, results: Results, grid: Grid) -> None:
     lower.set(ylabel="difference,\npoints", xlabel="epoch")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     upper.legend(loc="lower right", frameon=False)
-    head(part, upper, "Test accuracy by epoch", results, grid)
+    head(part, upper, f"Accuracy by epoch{verdict(results, grid)}", results, grid)
+
+
+def verdict(results: Results, grid: Grid) -> str:
+    """Whether the cell that is drawn differs from its control, or else from the student alone."""
+    for against, name in ((CONTROL, "its control"), (ALONE, "the student alone")):
+        tests = results.against(grid, against)
+        cell = results.where(grid, "choice")
+        if cell and cell[2:] in tests.index and (test := tests.loc[cell[2:]]).half == test.half:
+            size = f"{points(test.difference)} ± {100 * test.half:.2f}"
+            return f": {'a' if test.sign else 'no'} difference to {name} shows ({size})"
+    return ""

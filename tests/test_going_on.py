@@ -149,7 +149,7 @@ def test_every_signal_to_stop_saves_first(tmp_path, name):
     argv += ["--device", "cpu", "--threads", "1", "--lr", "0.001"]
     argv += ["--data-dir", tmp_path / "images", "--out-dir", tmp_path / "out"]
     process = begin(*argv)
-    while not list((tmp_path / "out" / "runs").glob("*/events*")):
+    while not list((tmp_path / "out" / "runs").glob("*/*/events*")):
         assert process.poll() is None
         time.sleep(0.05)
     number = getattr(signal, name)

@@ -30,14 +30,18 @@ def test_curves_are_of_seeds_in_common():
     assert found["student alone"].index.tolist() == [1, 3, 4, 5, 6]  # untested epochs are left out
 
 
-def test_every_line_has_its_name_and_none_overlaps():
-    figure = Figure()
-    pictures.lines(figure, only(synthetic(ablation=True)), KD)
-    (axes,) = figure.axes
-    names = [text for text in axes.texts if text.get_text().startswith("α")]
-    assert len(names) == 5 and axes.get_xscale() == "log"
-    places = sorted(text.get_position()[1] for text in names)
-    assert min(np.diff(places)) > 0.06
+def test_curves_say_whether_they_differ():
+    for gain, word in ((0.0, "no"), (0.1, "a")):
+        rows = [alone(s, 0.6 + s / 1000, test_curve="0.5 0.6") for s in range(3)]
+        rows += [
+            taught(0.5, t, s, 0.6 + gain + (7 * s + t) % 5 / 1000, test_curve="0.5 0.6")
+            for s in range(3)
+            for t in (1, 5, 10)
+        ]
+        figure = Figure()
+        pictures.by_epoch(figure, only(frame(rows)), KD)
+        title = figure.axes[0].get_title()
+        assert f"by epoch: {word} difference to the student alone shows (" in title
 
 
 def test_long_titles_are_broken():

@@ -10,16 +10,17 @@ def test_a_log_has_a_line_an_epoch_and_none_too_soon(monkeypatch, capsys):
     run = Progress("45 cells", epochs=10, steps=5, first=2, lead=True)
     for done, seconds in [(3, 20), (4, 40), (5, 69), (6, 80)]:
         now[0] = seconds
-        run.epoch(done, 1.25, 0.5)
+        run.epoch(done, [1.5, 1.25], [0.5, 0.4])
     lines = capsys.readouterr().err.splitlines()
+    figures = "loss 1.250 to 1.500, test accuracy 0.400 to 0.500"
     assert lines == [
-        "45 cells: epoch 4 of 10, loss 1.250, accuracy 0.5000, 00:40 gone, 02:00 left",
-        "45 cells: epoch 6 of 10, loss 1.250, accuracy 0.5000, 01:20 gone, 01:20 left",
+        f"45 cells: epoch 4 of 10, {figures}, 00:40 gone, 02:00 left",
+        f"45 cells: epoch 6 of 10, {figures}, 01:20 gone, 01:20 left",
     ]
 
 
 def test_other_ranks_are_silent(monkeypatch, capsys):
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
     run = Progress("45 cells", epochs=2, steps=5, first=0, lead=False)
-    run.epoch(1, 1.0, 0.5)
+    run.epoch(1, [1.0], [0.5])
     assert capsys.readouterr().err == ""

@@ -78,7 +78,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
     assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
     argv += ["--out-dir", tmp_path / "out"]
     run = subprocess.Popen([sys.executable, "distill.py", *map(str, argv)], cwd=ROOT)
-    while not list(tmp_path.glob("out/runs/*/*")):  # training has begun
+    while not list(tmp_path.glob("out/runs/*/*/*")):  # training has begun
         assert run.poll() is None
         time.sleep(0.01)
     time.sleep(0.2)
@@ -95,7 +95,7 @@ def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_pat
     argv += ["--out-dir", tmp_path / "out"]
     words = [sys.executable, *map(str, [*TORCHRUN, 2, "distill.py", *argv])]
     run = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
-    while len(list(tmp_path.glob("out/runs/*/*"))) < 3:  # both have begun
+    while len(list(tmp_path.glob("out/runs/*/*/*"))) < 3:  # both have begun
         assert run.poll() is None
         time.sleep(0.01)
     time.sleep(0.2)

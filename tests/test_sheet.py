@@ -42,7 +42,7 @@ def open_tiny(tiny_data, tmp_path):
 
 def logits_of(teacher, data, sheet, seed=0, epoch=1):
     views = epoch_views(seed, epoch, data.train)
-    return epoch_logits(teacher, data.train, views, sheet, Ranks(), lambda: None)
+    return epoch_logits(teacher, data.train, views, sheet, Ranks(), lambda _: None)
 
 
 def test_every_view_has_a_number_of_its_own(tiny_data):
@@ -77,7 +77,7 @@ def test_nothing_is_asked_twice(tiny_data, counted, open_tiny):
     assert len(counted.asked) == 2  # the two chunks of the new command's probe
     counted.asked.clear()
     everything = Views.numbered(torch.arange(16200), tiny_data.train)
-    epoch_logits(counted, tiny_data.train, everything, sheet, Ranks(), lambda: None)
+    epoch_logits(counted, tiny_data.train, everything, sheet, Ranks(), lambda _: None)
     counted.asked.clear()
     for seed in (1, 2):
         logits_of(counted, tiny_data, sheet, seed)

@@ -88,7 +88,7 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         assert path.with_name(f"{name}.png").read_bytes() == png
         assert Image.open(io.BytesIO(png)).width == 1280
         assert f"![{name}]({name}.png)" in text
-    assert any((tmp_path / "runs").rglob("*tfevents*"))
+    assert any((tmp_path / "runs-summary").rglob("*tfevents*"))
 
 
 def test_every_run_is_named_and_every_name_is_a_run():
