@@ -12,8 +12,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.cells import SETTINGS, Cell, Settings, changed, data_suffix, every_setting, run_id
-from losses import METHODS
-from models import MODELS, NETWORKS, default_width
+from models import default_width
 from utils import check_writable
 
 SCALARS = {
@@ -30,11 +29,12 @@ SCALARS = {
 # is the same in all of a folder.
 ORDER = ("alpha", "temperature", "method", "seed", "network")
 ORDER += ("beta", "scale_t2", "lr", "weight_decay", "teacher_seed")
-WORDS = {"method": ["none", *METHODS], "network": [*MODELS, *NETWORKS]}
+# Without a domain, as no list has all of them: kd+sp, resnet18 w8, a file of one's own.
+WORDS = ("method", "network")
 COLUMNS = {
     name: hparams.HParam(
         f"{place:02} {name}",
-        hparams.Discrete(WORDS[name]) if name in WORDS else hparams.RealInterval(0.0, 100.0),
+        None if name in WORDS else hparams.RealInterval(0.0, 100.0),
         display_name=name,
     )
     for place, name in enumerate(ORDER)
@@ -47,7 +47,7 @@ def curves_folder(out_dir: Path, cell: Cell, settings: Settings) -> Path:
     """runs/<protocol>/<cell>: the run id in two, so that names in a folder say what differs."""
     whole = run_id(cell, settings)
     common = every_setting(cell, settings)
-    ending = data_suffix(settings) if cell.teaches else changed(common, SETTINGS)
+    ending = data_suffix(settings) if cell.teaches else changed(common, SETTINGS, cell.model)
     return out_dir / "runs" / (ending[1:] or "reference") / whole.removesuffix(ending)
 
 
