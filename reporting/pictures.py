@@ -55,8 +55,9 @@ def pictures(found: list[Results]) -> dict[str, bytes]:
     large = [pair for pair in grids if len(gains(*pair)) >= FEW] or grids[:1]
     kd = [pair for pair in large if pair[1][1].startswith("kd")] or large[:1]
     plain = [pair for pair in kd if T2 not in pair[1][1]] or kd
+    maps = [pair for pair in kd if len(gains(*pair)) > 1]  # the tables say one cell's gain
     drawn = {
-        "heatmap": draw(kd, heatmap, lambda *pair: 1.5 + 0.42 * gains(*pair).index.levshape[0]),
+        "heatmap": draw(maps, heatmap, lambda *pair: 1.5 + 0.42 * gains(*pair).index.levshape[0]),
         "curves": draw([pair for pair in plain if curves_of(*pair)], by_epoch, lambda *_: 4.8),
     }
     return {name: png for name, png in drawn.items() if png}
