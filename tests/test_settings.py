@@ -190,6 +190,7 @@ CHANGED = {
     "gamma": "--schedule step --milestones 9 --gamma 0.9",
     "nesterov": "--momentum 0.9 --nesterov", "optimizer": "--optimizer adamw",
     "image_size": "--image-size 64", "augment": "--augment flip",
+    "draw": "--train-size 9 --draw 9",
 }  # fmt: skip
 
 
