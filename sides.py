@@ -159,7 +159,7 @@ def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
     for one in dict.fromkeys((*MAIN, side)):
         first = set(searched(one, tries))
         mine = rows[rows.side == one]
-        mine = mine[[config_of(row) in first for row in mine.itertuples()]]
+        mine = mine[np.array([config_of(row) in first for row in mine.itertuples()], bool)]
         for best in finalists(mine, 1):
             for name, _, end in borders(one, best, mine):
                 if one in MAIN if name in SHARED else one == side:

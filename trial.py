@@ -298,7 +298,7 @@ def check(args: argparse.Namespace) -> None:
     if args.draw and args.stage != "fresh":
         raise UserError("--draw: everything is chosen on the first draw, leave it out")
     alone = set(args.sides) & set(sides.OWN_TEACHER)
-    if alone and len(args.sides) > 1:
+    if alone and len(args.sides) > 1 and args.stage:
         raise UserError(f"{alone.pop()} has a teacher of its own: name no other of --sides")
     if alone and args.draw:
         raise UserError(f"{alone.pop()} has a teacher of the first draw: leave --draw out")
