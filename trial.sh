@@ -77,7 +77,7 @@ fi
 for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE $TRIES $DRAWS $DOUBLINGS; do
     case "$size" in
     0?* | *[!0-9]*)
-        echo "error: $size is no number" >&2
+        echo "error: $size is no number of images, tries, draws or doublings" >&2
         exit 2
         ;;
     esac
@@ -107,8 +107,8 @@ teacher_of() { # a draw, from 0: $teacher
 
 stage() { # its name, a draw, a place, and what else trial.py is told
     name=$1 draw=$2 size=${3%:*} width=${3#*:} && shift 3
+    [ "$draw" != 0 ] || draw=''
     echo "== $size images${width:+, width $width}: $name${draw:+, draw $((draw + 1))}" >&2
-    [ "$draw" = 0 ] && draw=''
     attempt launch "$RANKS" trial.py $how $own --stage "$name" --train-size "$size" \
         ${width:+--width $width} ${draw:+--draw $draw} "$@"
 }
@@ -139,8 +139,10 @@ for size in $SIZES; do places="$places $size:$WIDTH"; done
 for width in $WIDTHS; do
     case "$places " in *" $SIZE:$width "*) ;; *) places="$places $SIZE:$width" ;; esac
 done
-echo "== what it costs" >&2
-launch 1 trial.py $how --plan $places --ranks "$RANKS" --sides alone smooth kd $METHODS $CONTROLS
+if [ -n "$places" ]; then
+    echo "== what it costs" >&2
+    launch 1 trial.py $how --plan $places --ranks "$RANKS" --sides alone smooth kd $METHODS $CONTROLS
+fi
 
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
