@@ -37,10 +37,11 @@ class Size(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Seconds of one run of a width: a step, and its tests at the end."""
+    """Seconds of one run of a width: a step, and its tests at the end; and of a stage's start."""
 
     step: float
     tests: float
+    start: float
 
 
 def plan(args: argparse.Namespace) -> str:
@@ -70,7 +71,7 @@ def plan(args: argparse.Namespace) -> str:
 
 def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) -> tuple:
     """Runs, steps and seconds of a trial whose lengths are enough as they are."""
-    runs = steps = seconds = 0
+    runs = steps = seconds = starts = 0
     for images, width in size.places:
         epochs = epochs_of(images, size.steps, args.batch_size)
         long = epochs * -(-images // args.batch_size)
@@ -85,7 +86,9 @@ def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) ->
         steps += (count + 3 * probes) * long
         one = paces[width]
         seconds += (count + 3 * probes) * long * one.step + (count + 2 * probes) * one.tests
-    return runs, steps, seconds / args.ranks
+        stages = 4 * (1 + len(set(args.sides) & set(sides.CONTROLS)))
+        starts += (stages + (args.doublings + 1) * (args.doublings > 0)) * one.start
+    return runs, steps, seconds / args.ranks + starts
 
 
 def smaller(asked: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) -> str:
@@ -127,8 +130,9 @@ def pace(
         for team in steps.teams:
             team(batch)
 
+    start = time.process_time()  # what this process has spent on imports and images
     tests = seconds(lambda: measure.record(steps.predictor(trainees), data), 1, device)
-    return Pace(seconds(step, TIMED, device) / count, tests / count)
+    return Pace(seconds(step, TIMED, device) / count, tests / count, start)
 
 
 def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:

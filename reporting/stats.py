@@ -84,8 +84,9 @@ def equivalent(tests: pd.DataFrame, margin: float) -> pd.Series:
 
     p <= 0.05 just where its 90 % interval lies inside.
     """
-    error = tests.half / quantile(tests.df.where(tests.df > 0))
-    return pd.Series(stats.t.sf((margin - tests.difference.abs()) / error, tests.df), tests.index)
+    difference, half, df = (tests[name].astype(float) for name in ("difference", "half", "df"))
+    error = half / quantile(df.where(df > 0))
+    return pd.Series(stats.t.sf((margin - difference.abs()) / error, df), tests.index)
 
 
 def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:

@@ -80,10 +80,10 @@ def read(rows: pd.DataFrame, asked: Asked, diverged: set[str]) -> Trial:
     rows = rows.assign(images=rows.train_size)
     if rows.empty:
         raise UserError("no run of a trial in results.csv: run `sh trial.sh` first")
+    check(rows)
     lengths = pd.DataFrame({place: needed(part) for place, part in rows.groupby(PLACE)}).T
     lengths.index.names = PLACE
     rows = rows[rows.epochs == lengths.epochs.reindex(rows.set_index(PLACE).index).to_numpy()]
-    check(rows)
     entries = pd.DataFrame(
         {
             (*place, side): entry(side, part, asked, diverged)
@@ -115,7 +115,7 @@ def check(rows: pd.DataFrame) -> None:
     places = rows.images.astype(str) + " " + rows.width.astype(str)
     whose = rows.side.where(~own, rows.side + places) + rows.draw.astype(str)
     teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
-    twice = rows.duplicated([*PLACE, "side", "config", "seed", "draw"])
+    twice = rows.duplicated([*PLACE, "side", "config", "seed", "draw", "epochs"])
     several = [n for n in PROTOCOL if n not in OF_PLACE and len(distinct(rows[n])) > 1]
     if len(distinct(rows.model)) > 1:
         several.append("student")
@@ -140,10 +140,11 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
     draws = range(1 if side in sides.OWN_TEACHER else asked.draws)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
-    first, every = place.iloc[0], sides.searched(side, asked.tries, place)
-    taught = rows.teacher_seed.dropna().unique()
+    first, taught = place.iloc[0], rows.teacher_seed.dropna().unique()
 
     def lost(configs: list[sides.Config], seeds: tuple | range, draws: range = range(1)) -> int:
+        if not diverged:
+            return 0
         own = (first.model, int(first.width), int(taught[0]) if len(taught) else 0)
         cells = sides.cells(side, configs, seeds, *own)
         ids = {run_id(c, s) for c in cells for d in draws for s in settings_of(first, d)}
@@ -151,6 +152,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
 
     winning = [] if choice is None else [sides.config(rows, choice)]
     finals = [sides.config(rows, number) for number in best]
+    every = sides.searched(side, asked.tries, place) if diverged else []
     lost_search, tries = lost(every, sides.SEARCH_SEEDS), int(final.notna().sum(axis=None))
     tried = bool(best) and len(search) + lost_search >= asked.tries
     tried &= tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)

@@ -119,7 +119,7 @@ def verdict(test: pd.Series) -> str:
 def over(test: pd.Series) -> str:
     """What an interval is over."""
     if test.draws > 1:
-        return f"95 % interval over {test.draws} draws of the training images"
+        return f"95 % interval over {test.draws:g} draws of the training images"
     return f"95 % interval over {test.n:g} fresh seeds"
 
 
@@ -261,10 +261,10 @@ def taught_by(trial: Trial) -> list[str]:
         held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"
         who = ", ".join(dict.fromkeys(part.side))
-        lines.append(
-            f"`{teacher}` (`{sha}`{grade}) taught {who}. It was trained on {seen_by(teacher)}, "
-            f"{some}."
-        )
+        trained = f"It was trained on {seen_by(teacher)}, {some}."
+        if teacher.endswith("-untrained"):
+            trained = "It has its first weights."
+        lines.append(f"`{teacher}` (`{sha}`{grade}) taught {who}. {trained}")
     return lines
 
 
