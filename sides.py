@@ -1,35 +1,75 @@
-"""The fair trial's sides: the configurations of each, and how one is chosen. See docs/trial.md.
+"""The fair trial's sides: the space each searches, and how one is chosen. See docs/trial.md.
 
-A side is a way to train the student. Each tries the same number of configurations, and one is
-chosen by the same rule, on held-out images only.
+A side is a way to train the student. All search learning rate x weight decay over the same ranges,
+and each what is its own beside them; each tries as many configurations, drawn by one quasi-random
+sequence; one is chosen by the same rule, on held-out images only.
 """
 
+import math
 from collections.abc import Iterable
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import qmc
 
 from engine.cells import Cell
 from engine.rows import csv_path, locked
 from losses import METHODS, is_taught
-from utils import UserError, brief, write_atomic
+from utils import UserError, brief, stream, write_atomic
 
-BUDGET = 60  # configurations that a side tries
-KEEP = 6  # of them go on to the final
+TRIES = 60  # configurations that a side tries
 SEARCH_SEEDS, FINAL_SEEDS = (0,), (0, 1, 2)
 FIRST_FRESH = 20  # seeds from here on only measure
 FRESH, FEWER_FRESH, MANY = 10, 5, 10_000  # how many of those; fewer with more than MANY images
-SAME_TEACHER = 1  # the seed of a teacher that was trained on the student's own images
+PROBES = 4  # configurations of the student alone that tell whether a length is enough
+ENOUGH = 0.005  # it is, when doubling it moves the best of them by less; half a point of accuracy
+EDGE = 0.05  # of a range: a choice as near to its end counts as at a border
 
+MOMENTUM = 0.9
 # Without it each side's best learning rate is the last at which the tried seeds did not diverge,
 # and the comparison is of luck at that edge (docs/trial.md).
 CLIP = 5.0
 
 MAIN = ("alone", "smooth", "kd")
-KD_SAME = "kd-same"  # kd, taught by SAME_TEACHER
+# A control is kd with other answers: its word in run ids and rows. The first has kd's own teacher.
+CONTROLS = {"kd-shuffled": "shuffled", "kd-random": "random", "kd-self": "self", "kd-same": "same"}
+OWN_TEACHER = ("kd-random", "kd-self", "kd-same")
+SIDES = (*MAIN, *CONTROLS, *(name for name in METHODS if name not in MAIN))
+
+
+class Axis(NamedTuple):
+    """A range of a setting, on a linear or logarithmic scale.
+
+    `natural` are the ends beyond which there is nothing, or nothing else, to be tried.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+    natural: tuple[str, ...] = ()
+
+    def value(self, share: float) -> float:
+        """The value at a share, 0 to 1, of the range; three digits, as it is in run ids."""
+        low, high = (self.scale(end) for end in self[:2])
+        found = low + share * (high - low)
+        return float(f"{math.exp(found) if self.log else found:.3g}")
+
+    def share(self, value: float) -> float:
+        """Where a value lies: 0 at the low end, 1 at the high one."""
+        low, high = (self.scale(end) for end in self[:2])
+        return (self.scale(value) - low) / (high - low)
+
+    def scale(self, value: float) -> float:
+        return (math.log(value) if value > 0 else -math.inf) if self.log else value
+
+    def wider(self, ends: set[str]) -> "Axis":
+        """The range half as long again beyond each of the ends."""
+        low = self.value(-0.5) if "smallest" in ends else self.low
+        high = self.value(1.5) if "largest" in ends else self.high
+        return self._replace(low=low, high=high)
 
 
 class Config(NamedTuple):
@@ -43,63 +83,126 @@ class Config(NamedTuple):
     beta: float | None = None
 
 
-# Two lists of learning rates with the same ends: a side with less else to tune has more of them.
-FINE = (0.025, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)
-DOUBLING = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-DECAYS = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03)
-EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+# Of every side. The least decay changes nothing in a run of a few thousand steps.
+SHARED = {"lr": Axis(0.002, 0.5), "weight_decay": Axis(1e-5, 0.03, natural=("smallest",))}
 
 
-def alone() -> list[Config]:
-    """The student alone, the baseline."""
-    return [Config(lr, decay) for lr, decay in product(FINE, DECAYS)]
+def method_of(side: str) -> str:
+    """The method of a side's cells: none of the student alone, kd of a control."""
+    return "none" if side == "alone" else "kd" if side in CONTROLS else side
 
 
-def smooth() -> list[Config]:
-    """Label smoothing: soft targets without a teacher. Its epsilon is alpha."""
-    return [Config(lr, alpha=epsilon) for lr, epsilon in product(FINE, EPSILONS)]
+def axes(side: str) -> dict[str, Axis]:
+    """What a side searches. Its ends at alpha 0 and beta 0 are the student alone.
 
-
-def kd() -> list[Config]:
-    """Distillation times T^2, and T 1, where the factor is none.
-
-    Without T^2 the loss is one of these, times a factor that a learning rate takes up:
+    kd times T^2: without that factor the loss is one of these at another alpha and learning rate,
     (1 - a) hard + a soft = f [(1 - a') hard + a' T^2 soft], f = 1 - a + a / T^2, a' = a / (f T^2).
-    The reference's best cell (0.9, 5) is a' = 0.26. At T 1 alpha hardly matters: one form.
+    A method with a weight of its own has alpha 0.5: another is another beta and learning rate.
     """
-    forms = [(a, t, True) for a, t in product((0.25, 0.5, 1.0), (4.0, 10.0, 20.0))]
-    return [Config(lr, 0.0, *form) for lr, form in product(DOUBLING, [(1.0, 1.0, False), *forms])]
+    found, method = dict(SHARED), METHODS.get(method_of(side))
+    if not method:
+        return found
+    if method.family == "labels":
+        found["alpha"] = Axis(0.01, 0.6, log=False, natural=("smallest",))
+    elif method.beta is None:
+        found["alpha"] = Axis(0.02, 1.0, log=False, natural=("smallest", "largest"))
+    if method.temperature:
+        found["temperature"] = Axis(1.0, 30.0, natural=("smallest",))
+    if method.beta is not None:  # chosen for larger networks by its paper
+        found["beta"] = Axis(method.beta * 1e-4, method.beta * 10, natural=("smallest",))
+    return found
 
 
-def other(method: str) -> list[Config]:
-    """A method with a weight of its own, which its paper chose for larger networks.
+def draw(side: str, numbers: range, ranges: dict[str, Axis]) -> list[Config]:
+    """The configurations of these numbers: points of a Halton sequence, the same for all sides.
 
-    (1 - a) hard + a b soft: another alpha is another beta and learning rate, so it is 0.5.
+    Shifted by our own random numbers (Cranley and Patterson 1976): scipy's scrambling may change
+    with its version, and run ids would with it.
     """
-    half_decades = [10 ** (0.5 - power / 2) for power in range(10)]
-    betas = [float(f"{METHODS[method].beta * factor:.3g}") for factor in half_decades]
-    return [Config(lr, alpha=0.5, beta=beta) for lr, beta in product(DOUBLING, betas)]
+    dimensions = 4
+    points = qmc.Halton(dimensions, scramble=False).random(numbers.stop)[numbers.start :]
+    points = (points + stream(0, 0, "the search's shift").random(dimensions)) % 1
+    method = METHODS.get(method_of(side))
+    own = {"scale_t2": method_of(side) == "kd"}
+    own |= {"alpha": 0.5} if method and method.beta is not None else {}
+    named = [zip(ranges.items(), point, strict=False) for point in points]
+    return [
+        Config(**own | {name: axis.value(share) for (name, axis), share in one}) for one in named
+    ]
 
 
-# Without methods that have both a temperature and a weight: those would need a third axis.
-OTHERS = [name for name, m in METHODS.items() if m.beta is not None and not m.temperature]
-SIDES: dict[str, list[Config]] = {
-    "alone": alone(),
-    "smooth": smooth(),
-    "kd": kd(),
-    KD_SAME: kd(),
-    **{name: other(name) for name in OTHERS},
-}
+def first_tries(tries: int) -> int:
+    """How many of them come from the declared ranges, before those are widened."""
+    return tries - tries // 4
+
+
+def keep(tries: int) -> int:
+    """How many go on to the final."""
+    return max(2, tries // 10)
+
+
+def searched(side: str, tries: int, rows: pd.DataFrame | None = None) -> list[Config]:
+    """All that a side is to try at the place of these rows of all sides; None: the first part."""
+    first = range(first_tries(tries))
+    found = draw(side, first, axes(side))
+    if rows is None:
+        return found
+    return found + draw(side, range(first.stop, tries), widened(side, rows, tries))
+
+
+def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
+    """The ranges of a search's last part: wider where the best of the first is at a border.
+
+    What all sides share is wider for all of them, where one of MAIN needs it.
+    """
+    ends = {name: set() for name in axes(side)}
+    for one in dict.fromkeys((*MAIN, side)):
+        first = set(searched(one, tries))
+        mine = rows[rows.side == one]
+        mine = mine[np.array([config_of(row) in first for row in mine.itertuples()], bool)]
+        for best in finalists(mine, 1):
+            for name, _, end in borders(one, best, mine):
+                if one in MAIN if name in SHARED else one == side:
+                    ends[name].add(end)
+    return {name: axis.wider(ends[name]) for name, axis in axes(side).items()}
+
+
+def borders(side: str, number: int, rows: pd.DataFrame) -> list[tuple[str, float, str]]:
+    """Settings of a choice that are at an end of what its side's rows have tried.
+
+    As (name, value, smallest or largest); natural ends are none. EDGE says what is at an end.
+    """
+    chosen, found = config(rows, number), []
+    configs = [config_of(row) for row in rows.itertuples()]
+    for name, axis in axes(side).items():
+        value, tried = getattr(chosen, name), {getattr(one, name) for one in configs} - {None}
+        values = {v for v in tried if v > 0}
+        if not value or len(values) < 2:  # none and 0 have nothing beyond them
+            continue
+        share = axis._replace(low=min(values), high=max(values)).share(value)
+        least = axis.share(value) <= 2 * EDGE or 0.0 in tried
+        most = axis.share(value) >= 1 - 2 * EDGE
+        if share <= EDGE and not (least and "smallest" in axis.natural):
+            found.append((name, value, "smallest"))
+        if share >= 1 - EDGE and not (most and "largest" in axis.natural):
+            found.append((name, value, "largest"))
+    return found
 
 
 def cells(
-    side: str, configs: Iterable[Config], seeds: Iterable[int], width: int, teacher_seed: int
+    side: str,
+    configs: Iterable[Config],
+    seeds: Iterable[int],
+    model: str,
+    width: int,
+    teacher_seed: int,
 ) -> list[Cell]:
     """The cells of some configurations of a side, seed by seed."""
-    method = {"alone": "none", KD_SAME: "kd"}.get(side, side)
-    own = {"method": method, "teacher_seed": teacher_seed if is_taught(method) else None}
+    method = method_of(side)
+    own = {"method": method, "answers": CONTROLS.get(side, "")}
+    own["teacher_seed"] = teacher_seed if is_taught(method) else None
     every = product(seeds, configs)
-    return [Cell("cnn", width, seed, **own, **config._asdict()) for seed, config in every]
+    return [Cell(model, width, seed, **own, **one._asdict()) for seed, one in every]
 
 
 def fresh_seeds(images: int, count: int | None = None) -> range:
@@ -113,29 +216,37 @@ def fresh_seeds(images: int, count: int | None = None) -> range:
 
 
 # ---------------------------------------------------------------- from rows
-# A configuration is known by its number: its place in SIDES[side].
+# A configuration is known by its number: its place among all of the rows' configurations in order.
 
 
 def with_sides(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, cleaned by reporting.rows, that belong to a side; `side` and `config` besides."""
-    number = {side: {c: i for i, c in enumerate(configs)} for side, configs in SIDES.items()}
-    sides, configs = [], []
-    for row in rows.itertuples():
-        side = "alone" if row.method == "none" else row.method
-        side = KD_SAME if side == "kd" and row.teacher_seed == SAME_TEACHER else side
-        student = row.model == "cnn" and row.role != "teacher"
-        student = student and not row.auto_beta and not row.soft_warmup
-        sides.append(side)
-        configs.append(number.get(side, {}).get(config_of(row)) if student else None)
-    found = rows.assign(side=sides, config=pd.array(configs, "Int64"))
-    return found[found.config.notna()].astype({"config": int})
+    mine = (rows.role != "teacher") & (rows["clip"] == CLIP) & (rows.last_batch == "weigh")
+    rows = rows[mine & ~rows.auto_beta & (rows.soft_warmup == 0) & (rows.val_size > 0)]
+    controls = {word: side for side, word in CONTROLS.items()}
+    side = rows.method.where(rows.method != "none", "alone")
+    side = rows.answers.map(controls).fillna(side)
+    # A trial of before there were controls: the seed of kd-same's teacher said it was that.
+    old = (rows.momentum == 0) & (side == "kd") & (rows.teacher_seed == 1)
+    side = side.mask(old, "kd-same")
+    here = side.isin(SIDES) & ((side != "alone") | (rows.alpha == 0))
+    rows = rows.assign(side=side)[here]
+    configs = [config_of(row) for row in rows.itertuples()]
+    in_order = sorted(set(configs), key=lambda one: [-1 if v is None else v for v in one])
+    number = {one: i for i, one in enumerate(in_order)}
+    return rows.assign(config=[number[one] for one in configs]).astype({"config": int})
 
 
 def config_of(row: NamedTuple) -> Config:
-    """A row's configuration, its numbers as SIDES has them."""
+    """A row's configuration, its numbers as `draw` has them."""
     lr, decay, alpha = (float(f"{value:.9g}") for value in (row.lr, row.weight_decay, row.alpha))
     beta = None if np.isnan(row.beta) else float(f"{row.beta:.9g}")
     return Config(lr, decay, alpha, row.temperature or None, bool(row.scale_t2), beta)
+
+
+def config(rows: pd.DataFrame, number: int) -> Config:
+    """The configuration of that number."""
+    return config_of(next(rows[rows.config == number].itertuples()))
 
 
 # All of a row that may be used for choosing. Its other figures are of the test set or the training
@@ -148,25 +259,44 @@ def held_out(rows: pd.DataFrame, seeds: Iterable[int]) -> pd.DataFrame:
 
     NaN where a run is missing; no line where a configuration has none.
     """
-    seen = rows[SEEN]
+    seen = rows[rows.draw == 0][SEEN]
     seen = seen[seen.seed.isin(seeds)]
     return seen.pivot(index="config", columns="seed", values="val_acc").reindex(columns=list(seeds))
 
 
-def finalists(rows: pd.DataFrame) -> list[int]:
-    """The KEEP best of one side's search, best first; of equals the first that SIDES names."""
+def finalists(rows: pd.DataFrame, count: int) -> list[int]:
+    """The `count` best of one side's search, best first; of equals the smaller learning rate."""
     found = held_out(rows, SEARCH_SEEDS).mean(axis=1).dropna()
-    return sorted(found.index, key=lambda config: (-found[config], config))[:KEEP]
+    return sorted(found.index, key=lambda config: (-found[config], config))[:count]
 
 
-def winner(rows: pd.DataFrame) -> int | None:
-    """Of one side's finalists with all FINAL_SEEDS the best in their mean.
+def winner(rows: pd.DataFrame, count: int) -> int | None:
+    """Of one side's `count` finalists with all FINAL_SEEDS the best in their mean.
 
     None where the final has not been run, or every finalist lost a seed.
     """
     found = held_out(rows, FINAL_SEEDS)
-    found = found.loc[found.index.isin(finalists(rows))].dropna().mean(axis=1)
+    found = found.loc[found.index.isin(finalists(rows, count))].dropna().mean(axis=1)
     return int(found.idxmax()) if len(found) else None
+
+
+def length(alone: pd.DataFrame) -> tuple[int, float]:
+    """Epochs that are enough at one place, and by how much twice as many moved the student alone.
+
+    That is the best held-out mean over FINAL_SEEDS of the configurations tried at both lengths. The
+    shortest that doubling moved by less than ENOUGH, else the longest tried, and 0 of no rows; NaN:
+    not doubled.
+    """
+    means, moved = {}, math.nan
+    for epochs, part in alone.groupby("epochs"):
+        means[int(epochs)] = held_out(part, FINAL_SEEDS).dropna().mean(axis=1)
+    for short, long in pairwise(sorted(means)):
+        both = means[short].index.intersection(means[long].index)
+        if long == 2 * short and len(both):
+            moved = means[long][both].max() - means[short][both].max()
+            if moved < ENOUGH:
+                return short, moved
+    return max(means, default=0), moved
 
 
 # ---------------------------------------------------------------- what left no row

@@ -1,12 +1,12 @@
 """The fair trial: every way to train a student is tuned alike, then measured with fresh seeds.
 
-    python trial.py --stage search --train-size 1000 --width 16 --teacher T.pt --out-dir trial
-    python trial.py --stage final ...     # the best of each side again, with more seeds
-    python trial.py --stage fresh ...     # the winner of each side, with seeds that chose nothing
-    python trial.py --report --out-dir trial
+    python trial.py --stage search --student resnet8 --train-size 1000 --teacher T.pt --out-dir out
+    python trial.py --report --out-dir out
 
-A stage reads the rows of the one before from results.csv; trial.sh runs all of them at all places.
-What is tried and how it is chosen is in sides.py, why in docs/trial.md.
+trial.sh runs all stages at all places: length (how many steps are enough), search and widen (what
+each side tries), final (the best again, with more seeds) and fresh (the winners, with seeds that
+chose nothing). A stage reads the rows of those before from results.csv. What is tried and how it is
+chosen is in sides.py, why in docs/trial.md.
 """
 
 import argparse
@@ -22,28 +22,54 @@ import sides
 from engine.cells import OPTIMISER, Cell, Settings, flag, run_id
 from engine.grid import run_command, settings_of, teacher_seed
 from engine.rows import csv_path, read_rows
+from engine.trainee import first_weights
+from images.sources import SOURCES
+from models import build
+from models.registry import NAMED
 from reporting.rows import PROTOCOL, clean
-from utils import Diverged, UserError, is_lead, note, run_script, say, write_atomic
+from utils import (
+    Diverged,
+    UserError,
+    is_lead,
+    load_checkpoint,
+    note,
+    run_script,
+    save_checkpoint,
+    say,
+    write_atomic,
+)
 
-STAGES = ("search", "final", "fresh")
-STEPS, LEAST_EPOCHS = 2000, 20
+STAGES = ("length", "search", "widen", "final", "fresh")
+STEPS, LEAST_EPOCHS, DOUBLINGS = 2000, 20, 2
+VAL_SIZE = 5000  # images held out at most, where the trial says how many
 # Set by the trial, so that their flags are refused.
-OWN = ("epochs", "t_max", "schedule", "optimizer", "eval_every", "last_batch", "clip")
-OWN += (*OPTIMISER, "seed")
+OWN = ("epochs", "t_max", "schedule", "optimizer", "eval_every", "last_batch", "clip", "momentum")
+OWN += (*OPTIMISER, "seed", "recipe")
+CHANGING = (*OPTIMISER, "epochs", "t_max", "draw")  # settings that differ within a place
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.report:
-        write_report(args.out_dir, args.fresh)
+    if args.sizes:
+        say(" ".join(map(str, allowed_sizes(args))))
         return
-    args.epochs = args.t_max = args.eval_every = epochs_of(
-        args.train_size, args.steps, args.batch_size
-    )
-    args.last_batch, args.clip, args.teacher_cache = "weigh", sides.CLIP, "auto"
-    settings = settings_of(args)
+    if args.report:
+        write_report(args)
+        return
+    args.last_batch, args.clip, args.momentum = "weigh", sides.CLIP, sides.MOMENTUM
+    args.teacher_cache = "auto"
+    if args.plan:
+        import trial_cost  # a stage needs none of it
+
+        say(trial_cost.plan(args))
+        return
+    args.images = args.train_size or left_over(args)
+    here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
-    cells = [cell for cell in cells_of(args) if run_id(cell, settings) not in known]
+    args.eval_every = args.epochs = args.t_max = length_here(args, here, known)
+    meet_control(args, here)
+    settings = settings_of(args)
+    cells = [cell for cell in cells_of(args, here) if run_id(cell, settings) not in known]
     try:
         run_command(cells, args)
     except Diverged:
@@ -56,60 +82,155 @@ def main(argv: list[str] | None = None) -> None:
             sides.note_diverged(args.out_dir, lost)
 
 
+# ---------------------------------------------------------------- how many images and epochs
+
+
+def allowed_sizes(args: argparse.Namespace) -> tuple[int, int]:
+    """What the data allow: images to hold out (a quarter, VAL_SIZE at most), and the rest, or 0.
+
+    Held-out images are as many of each class. 0 is all the rest, where its classes are not.
+    """
+    arrays, classes = SOURCES[args.dataset](args.data_dir, args.image_size)
+    counts = pd.Series(arrays["train"][1]).value_counts()
+    held = max(min(counts.min() // 4, VAL_SIZE // len(classes)), 1) * len(classes)
+    return held, 0 if counts.nunique() > 1 else int(counts.sum()) - held
+
+
+def left_over(args: argparse.Namespace) -> int:
+    """How many images --train-size 0 means: all beside those held out."""
+    arrays, _ = SOURCES[args.dataset](args.data_dir, args.image_size)
+    return len(arrays["train"][1]) - args.val_size
+
+
 def epochs_of(images: int, steps: int = STEPS, batch_size: int = Settings.batch_size) -> int:
     """Epochs of a run on so many images: `steps` steps, rounded up, and LEAST_EPOCHS at least."""
     an_epoch = -(-images // batch_size)
     return max(-(-steps // an_epoch), LEAST_EPOCHS)
 
 
-def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The cells of a stage at a place, all sides together.
+def probes(args: argparse.Namespace) -> list[Cell]:
+    """The runs of the student alone that tell whether a length is enough."""
+    return cells_for(args, "alone", sides.searched("alone", args.tries)[: sides.PROBES],
+                     sides.FINAL_SEEDS)  # fmt: skip
 
-    Raises UserError where the previous stage is not done, or the teacher is not the side's.
+
+def length_here(args: argparse.Namespace, here: pd.DataFrame, known: set[str]) -> int:
+    """Epochs of this stage: in stage length those to be tried next, else what was found enough.
+
+    `known` are run ids of runs that diverged. Raises UserError where it has not been found.
     """
-    mine = rows_here(args) if args.stage != "search" else None
-    seed, fresh = teacher_seed(args), sides.fresh_seeds(args.train_size, args.fresh)
+    first = epochs_of(args.images, args.steps, args.batch_size)
+    lengths = [first * 2**k for k in range(args.doublings + 1)]
+    if not args.doublings:
+        return first
+    alone = here[(here.side == "alone") & here.epochs.isin(lengths)]
+    for epochs in lengths:
+        args.epochs = args.t_max = epochs  # for the run ids
+        settings = settings_of(args)
+        lacking = {run_id(cell, settings) for cell in probes(args)} - set(here.run_id) - known
+        if lacking and args.stage == "length":
+            return epochs
+        if lacking:
+            raise UserError("how many steps are enough is not known here: run --stage length first")
+        found, moved = sides.length(alone[alone.epochs <= epochs])
+        if moved < sides.ENOUGH:
+            return found
+    return lengths[-1]
+
+
+# ---------------------------------------------------------------- cells
+
+
+def cells_for(args: argparse.Namespace, side: str, configs: list, seeds: tuple | range) -> list:
+    """A side's cells at this place."""
+    return sides.cells(side, configs, seeds, args.student, args.width, teacher_seed(args))
+
+
+def cells_of(args: argparse.Namespace, here: pd.DataFrame) -> list[Cell]:
+    """The cells of a stage at a place, all sides together; `here` are this place's rows.
+
+    Raises UserError where the previous stage is not done.
+    """
+    if args.stage == "length":
+        return probes(args)
+    here, count = here[here.epochs == args.epochs], sides.keep(args.tries)
     cells = []
     for side in dict.fromkeys(args.sides):
-        if (side == sides.KD_SAME) != (seed == sides.SAME_TEACHER):
-            raise UserError(
-                f"side {side} with a teacher of seed {seed}: seed {sides.SAME_TEACHER} is "
-                f"{sides.KD_SAME}'s, any other the other sides'"
-            )
+        mine, seeds = here[here.side == side], sides.SEARCH_SEEDS
         if args.stage == "search":
-            numbers, seeds = range(sides.BUDGET), sides.SEARCH_SEEDS
+            configs = sides.searched(side, args.tries)
+        elif args.stage == "widen":
+            lacking = [one for one in (*sides.MAIN, side) if not (here.side == one).any()]
+            if lacking:
+                raise UserError(f"nothing is known of {lacking[0]} here: run --stage search first")
+            configs = sides.searched(side, args.tries, here)
         elif args.stage == "final":
-            numbers, seeds = sides.finalists(mine[mine.side == side]), sides.FINAL_SEEDS
+            seeds = sides.FINAL_SEEDS
+            configs = [sides.config(mine, n) for n in sides.finalists(mine, count)]
         else:
-            best = sides.winner(mine[mine.side == side])
-            numbers, seeds = [] if best is None else [best], fresh
-        if not numbers:
+            seeds, best = sides.fresh_seeds(args.images, args.fresh), sides.winner(mine, count)
+            configs = [] if best is None else [sides.config(mine, best)]
+        if not configs:
             before = STAGES[STAGES.index(args.stage) - 1]
             raise UserError(f"side {side} has no runs to choose from: run --stage {before} first")
-        configs = [sides.SIDES[side][number] for number in numbers]
-        cells += sides.cells(side, configs, seeds, args.width, seed)
+        cells += cells_for(args, side, configs, seeds)
     return cells
 
 
 def rows_here(args: argparse.Namespace) -> pd.DataFrame:
-    """The sides' rows at this place, with these settings."""
+    """The sides' rows at this place, with these settings, of any length and draw."""
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
-    here = rows.width == args.width
+    here = (rows.model == args.student) & (rows.width == args.width)
     for name in PROTOCOL:
-        if name not in OPTIMISER:
+        if name not in (*CHANGING, "train_size"):
             here &= rows[name] == getattr(args, name)
-    return rows[here]
+    return rows[here & (rows.train_size == args.images)]
 
 
-def write_report(out_dir: Path, fresh: int | None) -> None:
-    """Write results/TRIAL.md and its pictures; `fresh` as in reporting.trial.read.
+def meet_control(args: argparse.Namespace, here: pd.DataFrame) -> None:
+    """Name the teacher of a control that has one of its own. Raises UserError where it lacks."""
+    if args.sides == ["kd-random"]:
+        args.teacher = untrained(args)
+    elif args.sides == ["kd-self"]:
+        alone = here[(here.side == "alone") & (here.epochs == args.epochs)]
+        best = sides.winner(alone, sides.keep(args.tries))
+        if best is None:
+            raise UserError("kd-self learns from the best student alone: run its final first")
+        seed = sides.FINAL_SEEDS[-1]
+        [one] = cells_for(args, "alone", [sides.config(alone, best)], [seed])
+        args.teacher = args.out_dir / "checkpoints" / f"{run_id(one, settings_of(args))}.pt"
+        args.teacher_model = NAMED.get(args.student)
+
+
+def untrained(args: argparse.Namespace) -> Path:
+    """A checkpoint of the teacher's network with first weights, made where there is none yet."""
+    if not args.teacher:
+        raise UserError("kd-random learns from the teacher's network untrained: name its --teacher")
+    stored, own = load_checkpoint(args.teacher), args.teacher_model
+    name = f"{stored['run_id']}-untrained"
+    path = args.out_dir / "checkpoints" / f"{name}.pt"
+    if not path.exists():
+        size = [stored[n] for n in ("model", "width", "classes", "image_size")]
+        with first_weights(sides.FIRST_FRESH - 1, "an untrained teacher"):
+            model = own.build(stored["classes"]) if own else build(*size)
+        kept = {n: v for n, v in stored.items() if n not in ("sha", "progress", "regressor")}
+        save_checkpoint(path, kept | {"run_id": name, "state": model.state_dict()})
+    return path
+
+
+# ---------------------------------------------------------------- report
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Write results/TRIAL.md and its pictures, and print them and the conclusion.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
     from reporting import report, trial, trial_page, trial_pictures  # a stage needs none of them
 
-    path = csv_path(out_dir)
-    found = trial.read(clean(read_rows(path)), fresh, sides.diverged(out_dir))
+    path = csv_path(args.out_dir)
+    asked = trial.Asked(args.tries, args.fresh, args.draws)
+    found = trial.read(clean(read_rows(path)), asked, sides.diverged(args.out_dir))
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():
         write_atomic(path.parent / f"{name}.png", png)
@@ -117,6 +238,8 @@ def write_report(out_dir: Path, fresh: int | None) -> None:
     write_atomic(path.parent / "TRIAL.md", text.encode())
     say(text)
     say(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
+    for sentence in trial_page.answers(found):
+        say(sentence)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -126,15 +249,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what = group.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", choices=STAGES, help="what to train")
     what.add_argument("--report", action="store_true", help="write results/TRIAL.md")
+    what.add_argument("--plan", nargs="+", type=place, metavar="IMAGES:WIDTH",
+        help="say what a trial at these places costs here; 0 images: all not held out")  # fmt: skip
+    what.add_argument("--sizes", action="store_true",
+        help="print how many images would be held out, and trained on")  # fmt: skip
     add = group.add_argument
+    add("--ranks", type=flags.COUNT, default=1, help="processes that --plan reckons with")
     add("--sides", nargs="+", choices=sides.SIDES, default=list(sides.MAIN), metavar="SIDE",
         help=f"which of {', '.join(sides.SIDES)}")  # fmt: skip
-    add("--width", type=flags.WIDTH, default=16, help="channels of the student's first stage")
+    add("--student", type=flags.named, default="cnn", metavar="NETWORK",
+        help=f"which network learns: {flags.NAMES}")  # fmt: skip
+    add("--width", type=flags.WIDTH, help="channels of its first stage; unset: its own")
     add("--steps", type=flags.COUNT, default=STEPS,
         help=f"length of a run, in steps; {LEAST_EPOCHS} epochs at least")  # fmt: skip
+    add("--doublings", type=flags.COUNT_OR_NONE, default=DOUBLINGS, metavar="N",
+        help="how often that may be doubled until it is enough; 0: it stays")  # fmt: skip
+    add("--tries", type=flags.COUNT, default=sides.TRIES, metavar="N",
+        help="configurations that a side tries")  # fmt: skip
     add("--fresh", type=flags.WIDTH, metavar="N",
         help=f"fresh seeds: how many measure the winners (default: {sides.FRESH}, "
         f"with more than {sides.MANY:,} images {sides.FEWER_FRESH})")  # fmt: skip
+    add("--draws", type=flags.COUNT, default=1, metavar="N",
+        help="draws of the training images on which the winners are measured")  # fmt: skip
     p.set_defaults(train_size=5000, val_size=5000)
     for action in p._actions:
         if action.dest in (*OWN, "milestones", "gamma"):  # refused
@@ -143,11 +279,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in OWN:
         if getattr(args, name) != p.get_default(name):
             raise UserError(f"{flag(name)} is set by the trial: leave it out")
+    check(args)
+    [args.width] = flags.widths_of(args.student, args.width and [args.width])
+    return args
+
+
+def place(raw: str) -> tuple[int, int | None]:
+    """An argparse type: `1000:16`, or `1000:` for the network's own width."""
+    images, _, width = raw.partition(":")
+    return flags.COUNT_OR_NONE(images), flags.WIDTH(width) if width else None
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for what does not go together."""
     if args.fresh == 1:
         raise UserError("--fresh 1 gives no interval: two fresh seeds at least")
-    if not args.train_size or not args.val_size:
-        raise UserError("a trial needs --train-size and --val-size: how many images of each")
-    return args
+    if args.tries < 2 * sides.PROBES:
+        raise UserError(f"--tries {args.tries} is no search: {2 * sides.PROBES} at least")
+    if not args.val_size:
+        raise UserError("a trial needs --val-size: held-out images, on which everything is chosen")
+    if args.draw and args.stage != "fresh":
+        raise UserError("--draw: everything is chosen on the first draw, leave it out")
+    alone = set(args.sides) & set(sides.OWN_TEACHER)
+    if alone and len(args.sides) > 1 and args.stage:
+        raise UserError(f"{alone.pop()} has a teacher of its own: name no other of --sides")
+    if alone and args.draw:
+        raise UserError(f"{alone.pop()} has a teacher of the first draw: leave --draw out")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
 #!/bin/sh
-# The fair trial: how much distillation adds to a student alone that was tuned as well, by number of
-# training images and by width of the student. docs/trial.md says what is done and why.
+# The fair trial: is a teacher worth it for these images and this network? How much distillation adds
+# to a student alone that was tuned as well. docs/trial.md says what is done and why.
 #
 #   sh trial.sh              CIFAR-10 (hours on a CPU; TEACHER spares it the teacher)
 #   sh trial.sh --quick      the same on drawn shapes: minutes on two CPU cores
+#   STUDENT=resnet8 DATASET=folder DATA_DIR=images sh trial.sh      any network and any images
 #
-# The environment:
-#   SIZES WIDTH       numbers of training images, at students of this width
+# It says first what it will cost here, and which smaller trial fits an hour. The environment:
+#   STUDENT           the network that learns, as distill.py's --student
+#   SIZES WIDTH       numbers of training images (0: all but those held out), at students of this width
 #   WIDTHS SIZE       widths of the student, at this number of images; '' for none
 #   VAL_SIZE          images held out of training, on which everything is chosen
-#   STEPS FRESH       length of a run in steps; fresh seeds that measure each winner
+#   TRIES FRESH       configurations that a side tries; fresh seeds that measure each winner
+#   STEPS DOUBLINGS   length of a run in steps; how often it may be doubled until it is enough
 #   METHODS           further sides, as "sp at"
-#   TEACHER           a checkpoint; unset: one is trained on all images but those held out
+#   CONTROLS          kd with other answers: "kd-shuffled kd-random kd-self"
 #   SAME_TEACHER      sizes at which kd also gets a teacher trained on the student's own images
+#   TEACHER           a checkpoint; unset: one is trained on all images but those held out
+#   TEACHER_MODEL     its network, where it is not ResNet-18
 #   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
+#   DRAWS TEACHERS    draws of the training images that winners are measured on; checkpoints that teach
+#                     the second and later draws, in turn (unset: TEACHER)
 #   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
 # A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
@@ -35,35 +42,51 @@ for option in "$@"; do
 done
 
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
-TEACHER=$(from_caller "${TEACHER:-}")
+TEACHER=$(from_caller "${TEACHER:-}") TEACHERS=$(files_from_caller "${TEACHERS:-}")
 FLAGS=$(files_from_caller "${FLAGS:-}")
 TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
+STUDENT=$(files_from_caller "${STUDENT:-cnn}")
+TEACHER_MODEL=$(files_from_caller "${TEACHER_MODEL:-resnet18}")
 if [ -n "$QUICK" ]; then
-    : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${SIZES:=100 300}" "${WIDTH:=8}"
-    : "${WIDTHS=4 8}" "${SIZE:=300}" "${VAL_SIZE:=1000}" "${STEPS:=60}" "${FRESH:=4}"
-    : "${TEACHER_FLAGS:=--width 8 --epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
+    : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${STEPS:=60}" "${DOUBLINGS:=1}" "${TRIES:=8}"
+    : "${FRESH:=4}" "${TEACHER_FLAGS:=--epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
+    case "$TEACHER_MODEL" in resnet18*) TEACHER_FLAGS="--width 8 $TEACHER_FLAGS" ;; esac
+    case "$DATASET" in shapes) : "${SIZES=100 300}" "${SIZE:=300}" "${VAL_SIZE:=1000}" ;; esac
+    case "$STUDENT" in cnn*) : "${WIDTH:=8}" "${WIDTHS=4}" ;; esac
 fi
-: "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}" "${VAL_SIZE:=5000}"
-: "${SIZES=500 1000 2000 5000 10000 45000}" "${WIDTH:=16}" "${WIDTHS=4 8 16 32 64}" "${SIZE:=5000}"
-: "${STEPS:=2000}" "${FRESH:=}" "${METHODS:=}" "${SAME_TEACHER:=}"
+: "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}"
+case "$DATASET" in
+cifar*)
+    : "${VAL_SIZE:=5000}" "${SIZES=500 1000 2000 5000 10000 45000}" "${SIZE:=5000}"
+    case "$STUDENT" in cnn*) : "${WIDTHS=4 8 16 32 64}" ;; esac
+    ;;
+esac
+: "${WIDTH:=}" "${WIDTHS:=}" "${STEPS:=2000}" "${DOUBLINGS:=2}" "${TRIES:=60}" "${FRESH:=}" "${DRAWS:=1}"
+: "${METHODS:=}" "${CONTROLS:=}" "${SAME_TEACHER:=}" "${FLAGS:=}" "${RANKS:=}"
 : "${TEACHER_FLAGS:=--epochs 24 --t-max 24 --lr 0.1 --momentum 0.9 --weight-decay 5e-4}"
-: "${FLAGS:=}" "${RANKS:=}"
 
-NEEDS=requirements.txt COMMON="--val-size $VAL_SIZE"
+NEEDS=requirements.txt COMMON=''
 . ./setup.sh
 . ./ranks.sh
 
-
-for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE; do
+if [ -z "${VAL_SIZE:-}" ]; then # what the data allow
+    found=$(launch 1 trial.py $FLAGS --sizes)
+    VAL_SIZE=${found% *} SIZES=${SIZES-${found#* }}
+fi
+: "${SIZES=0}" "${SIZE:=${SIZES##* }}"
+for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE $TRIES $DRAWS $DOUBLINGS; do
     case "$size" in
-    0* | *[!0-9]*)
-        echo "error: $size is no number of images" >&2
+    0?* | *[!0-9]*)
+        echo "error: $size is no number of images, tries, draws or doublings" >&2
         exit 2
         ;;
     esac
 done
-
-fresh=${FRESH:+--fresh $FRESH} # unset: as many as sides.py has
+own=''  # a network of somebody's own is in no checkpoint
+case "$TEACHER_MODEL" in torchvision:* | timm:*) ;; *:*) own="--teacher-model $TEACHER_MODEL" ;; esac
+COMMON="--val-size $VAL_SIZE $FLAGS"
+asked="--tries $TRIES ${FRESH:+--fresh $FRESH} --draws $DRAWS" # unset: as many as sides.py has
+how="$THREADS --student $STUDENT --steps $STEPS --doublings $DOUBLINGS $asked"
 
 # A failure at one place does not stop the others; the report names unfinished ones.
 attempt() { # a command; its status is that of the command, and $failed keeps earlier failures
@@ -72,17 +95,58 @@ attempt() { # a command; its status is that of the command, and $failed keeps ea
     [ "$failed" = 0 ] && failed=$before
 }
 
-place() { # images, width, then the sides and, where TEACHER is empty, their teacher
-    for stage in search final fresh; do
-        echo "== $1 images, width $2: $stage" >&2
-        attempt launch "$RANKS" trial.py $THREADS --steps "$STEPS" $fresh $FLAGS --stage $stage \
-            --train-size "$1" --width "$2" --sides $3 ${TEACHER:+--teacher "$TEACHER"} || return 0
+teacher_of() { # a draw, from 0: $teacher
+    teacher=$TEACHER
+    if [ "$1" -gt 0 ] && [ -n "$TEACHERS" ]; then
+        draw=$1
+        set -- $TEACHERS
+        shift $(((draw - 1) % $#))
+        teacher=$1
+    fi
+}
+
+stage() { # its name, a draw, a place, and what else trial.py is told
+    name=$1 draw=$2 size=${3%:*} width=${3#*:} && shift 3
+    [ "$draw" != 0 ] || draw=''
+    echo "== $size images${width:+, width $width}: $name${draw:+, draw $((draw + 1))}" >&2
+    attempt launch "$RANKS" trial.py $how $own --stage "$name" --train-size "$size" \
+        ${width:+--width $width} ${draw:+--draw $draw} "$@"
+}
+
+lengths() { # a place
+    count=0
+    while [ "$DOUBLINGS" -gt 0 ] && [ "$count" -le "$DOUBLINGS" ]; do
+        stage length '' "$1" --sides alone || return 1
+        count=$((count + 1))
     done
 }
 
+sides_at() { # how many draws, a place, and what else trial.py is told
+    draws=$1 place=$2 && shift 2
+    for name in search widen final; do
+        stage $name '' "$place" "$@" ${TEACHER:+--teacher "$TEACHER"} || return 0
+    done
+    number=0
+    while [ "$number" -lt "$draws" ]; do
+        teacher_of "$number"
+        stage fresh "$number" "$place" "$@" ${teacher:+--teacher "$teacher"} || return 0
+        number=$((number + 1))
+    done
+}
+
+places=''
+for size in $SIZES; do places="$places $size:$WIDTH"; done
+for width in $WIDTHS; do
+    case "$places " in *" $SIZE:$width "*) ;; *) places="$places $SIZE:$width" ;; esac
+done
+if [ -n "$places" ]; then
+    echo "== what it costs" >&2
+    launch 1 trial.py $how --plan $places --ranks "$RANKS" --sides alone smooth kd $METHODS $CONTROLS
+fi
+
 if [ -z "$TEACHER" ]; then
     echo "== teacher" >&2
-    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    launch 1 train_teacher.py --model $TEACHER_MODEL $TEACHER_FLAGS
     found=$(find "$OUT_DIR/checkpoints" -name "*-teacher-s0*-val$VAL_SIZE.pt" -o \
         -name "*-teacher-s0*-val$VAL_SIZE-px*[0-9].pt")
     [ -n "$found" ] && [ "$(echo "$found" | wc -l)" = 1 ] || {
@@ -91,23 +155,23 @@ if [ -z "$TEACHER" ]; then
     }
     TEACHER=$found
 fi
-sides="alone smooth kd $METHODS"
-for size in $SIZES; do
-    place "$size" "$WIDTH" "$sides"
-done
-for width in $WIDTHS; do
-    case " $SIZES " in *" $SIZE "*) [ "$width" != "$WIDTH" ] || continue ;; esac
-    place "$SIZE" "$width" "$sides"
+for place in $places; do
+    lengths "$place" || continue
+    sides_at "$DRAWS" "$place" --sides alone smooth kd $METHODS
+    for side in $CONTROLS; do
+        case "$side" in kd-shuffled) draws=$DRAWS ;; *) draws=1 ;; esac
+        sides_at "$draws" "$place" --sides "$side"
+    done
 done
 TEACHER=''
 for size in $SAME_TEACHER; do
     echo "== a teacher on the same $size images" >&2
     epochs=$("$PYTHON" -c "import trial; print(trial.epochs_of($size, $STEPS))")
-    attempt launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS --seed 1 --train-size "$size" \
-        --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
-    place "$size" "$WIDTH" "kd-same --teacher-seed 1"
+    attempt launch 1 train_teacher.py --model $TEACHER_MODEL $TEACHER_FLAGS --seed 1 \
+        --train-size "$size" --epochs "$epochs" --t-max "$epochs" --eval-every "$epochs" || continue
+    sides_at 1 "$size:$WIDTH" --sides kd-same --teacher-seed 1
 done
 
 echo "== report" >&2
-"$PYTHON" trial.py --report --out-dir "$OUT_DIR" $fresh
+"$PYTHON" trial.py --report --out-dir "$OUT_DIR" $asked
 exit "$failed"

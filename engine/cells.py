@@ -92,6 +92,8 @@ class Settings:
     recipe: str = setting("reference", "", "a protocol: settings, and methods' weights, where no "
         "flag says otherwise. crd is RepDistiller's for CIFAR-100, its milestones scaled to "
         "--epochs", choices=sorted(RECIPES))  # fmt: skip
+    draw: int = setting(0, "draw", "which class-balanced subset of --train-size images: another "
+        "N, other images", "data", type=COUNT_OR_NONE, metavar="N")  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises UserError for settings that contradict each other."""
@@ -99,6 +101,8 @@ class Settings:
             name, value = each.metadata.get("only") or (each.name, getattr(self, each.name))
             if getattr(self, each.name) != each.default and getattr(self, name) != value:
                 raise UserError(f"{flag(each.name)} has no effect without {flag(name)} {value}")
+        if self.draw and not self.train_size:
+            raise UserError("--draw has no effect without --train-size: it draws so many images")
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov has no effect without --momentum")
         epochs = sorted({int(e) for e in re.findall(r"\b[1-9][0-9]{0,8}\b", self.milestones)})
@@ -136,6 +140,9 @@ class Cell:
     soft_warmup: int = 0  # epoch i of so many, from 1, has i / N of the soft loss's weight
     hard_weight: float | None = None
     teacher_model: str = ""  # the teacher's network; blank: a ResNet-18, of any width
+    # A control's: `shuffled`, the teacher's answers to another image of the class, is done by the
+    # engine; any other word says which teacher it is (sides.CONTROLS).
+    answers: str = ""
 
     @property
     def families(self) -> set[str]:
@@ -165,7 +172,7 @@ def declared() -> dict[str, Field]:
 SETTINGS = declared()
 OPTIMISER = tuple(f.name for f in fields(Cell) if f.metadata)  # a cell's own
 REFERENCE = {"amp": Settings.amp} | {name: f.default for name, f in SETTINGS.items()}
-DATA_SETTINGS = ("dataset", "train_size", "val_size", "image_size")
+DATA_SETTINGS = ("dataset", "train_size", "val_size", "image_size", "draw")
 
 
 def defaults(recipe: str, model: str, epochs: int | None = None) -> dict:
@@ -226,6 +233,8 @@ def run_id(cell: Cell, settings: Settings) -> str:
         parts.append(f"h{text(cell.hard_weight)}")
     if cell.soft_warmup:
         parts.append(f"sw{cell.soft_warmup}")
+    if cell.answers:
+        parts.append(cell.answers)
     parts.append(f"s{cell.seed}")
     if cell.teacher_seed is not None and cell.teacher_seed != 0:
         parts.append(f"ts{cell.teacher_seed}")
@@ -260,7 +269,8 @@ def label(cell: Cell) -> str:
         parts[0] += f", hard loss x {1 - cell.alpha:g}" if cell.alpha else " alone"
     else:
         temperature = f" T {cell.temperature:g}" if cell.temperature is not None else ""
-        parts[0] += f" {cell.method} alpha {cell.alpha:g}{temperature}"
+        control = f", {cell.answers} answers," if cell.answers else ""
+        parts[0] += f" {cell.method}{control} alpha {cell.alpha:g}{temperature}"
     for name in OPTIMISER:
         if (value := getattr(cell, name)) != REFERENCE[name]:
             parts.append(f"{name.replace('_', ' ')} {value:g}")

@@ -83,9 +83,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells of a seed together, as they see the same views; those of one width side by side."""
-    ordered = sorted(cells, key=lambda cell: (cell.seed, cell.width))
-    return [list(group) for _, group in groupby(ordered, lambda cell: cell.seed)]
+    """The cells of a seed together, as they see the same views; those of one width side by side.
+
+    Those with shuffled answers are a group of their own: they see other logits.
+    """
+    alike = lambda cell: (cell.seed, cell.answers == "shuffled")  # noqa: E731
+    ordered = sorted(cells, key=lambda cell: (*alike(cell), cell.width))
+    return [list(group) for _, group in groupby(ordered, alike)]
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -106,7 +110,7 @@ def load_in_turn(
     settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
 ) -> Data:
     """The lead loads first, so that a download or a decoding happens once."""
-    names = ("dataset", "train_size", "val_size", "normalization", "image_size", "augment")
+    names = ("dataset", "train_size", "val_size", "normalization", "image_size", "augment", "draw")
     how = {name: getattr(settings, name) for name in names}
     work = functools.partial(load, data_dir=data_dir, device=device, **how)
     return parallel.lead_first(ranks, work) or work()

@@ -25,7 +25,7 @@ from engine.rows import best_epoch, leave, on_cpu
 from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee, draws
-from images.views import epoch_views, normalise, plain
+from images.views import epoch_views, normalise, partners, plain
 from utils import UserError
 
 
@@ -62,6 +62,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
 
         if not settings.epochs:  # --weights as they are
             measure_untrained(trainees, steps, run)
+        shuffled = group[0].answers == "shuffled"  # then all of them, by grid.grouped
+        partner = partners(group[0].seed, images) if shuffled else None
         for epoch in range(first, settings.epochs):
             progress.doing(epoch + 1)
             views = epoch_views(group[0].seed, epoch, images)
@@ -70,6 +72,8 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
                 progress.taught(0.0)
                 logits = epoch_logits(run.teacher, images, views, run.sheet, ranks, tick)
                 logits = logits.to(run.device)
+                if shuffled:  # what it said in this epoch, of the other image
+                    logits = logits[views.places[partner[views.index]]]
                 progress.doing(epoch + 1)
             steps.begin(epoch, views, logits)
             here = [t for t in trainees if t.epoch == epoch]

@@ -51,7 +51,7 @@ LATER = (
     + ["test_data", "teacher_acc", "student_layers", "teacher_layers", "weights", "code"]
 )
 LATER += ["schedule", "milestones", "gamma", "warmup", "nesterov", "optimizer"]
-LATER += ["image_size", "augment", "auto_beta", "soft_warmup", "hard_weight"]
+LATER += ["image_size", "augment", "auto_beta", "soft_warmup", "hard_weight", "answers"]
 LATER += [name for name in SETTINGS if name not in FIRST + LATER]  # a new setting is the last
 COLUMNS = FIRST + LATER
 # Text that may look like a number: a commit, a single milestone, a layer of a Sequential.

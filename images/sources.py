@@ -46,6 +46,7 @@ def load(
     normalization: str = "reference",
     image_size: int = 32,
     augment: str = "crop-flip",
+    draw: int = 0,
 ) -> Data:
     """Load, split, resize and pad a data set onto the device.
 
@@ -57,7 +58,7 @@ def load(
     """
     arrays, classes = SOURCES[dataset](data_dir, image_size)
     images, labels = arrays["train"]
-    train, val = split_off(labels, val_size, train_size, classes)
+    train, val = split_off(labels, val_size, train_size, classes, draw)
     pad = image_size // 8 if "crop" in augment else 0
     count = len(train) + len(val) + len(arrays["test"][1])
     advice = "a smaller --train-size or --image-size"
@@ -115,26 +116,31 @@ def to_device(
 
 
 def split_off(
-    labels: np.ndarray, val_size: int, train_size: int, classes: list[str]
+    labels: np.ndarray, val_size: int, train_size: int, classes: list[str], draw: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and to validate on, each class-balanced, disjoint, in ascending order.
 
     Which images are held out depends only on `val_size`; `train_size` then takes from the rest
-    (0: all). Raises UserError where a class has too few images.
+    (0: all), other ones in another `draw`. Raises UserError where a class has too few images.
     """
     rest = np.arange(len(labels))
     val = balanced(labels, rest, val_size, classes, "validation")
     rest = np.setdiff1d(rest, val)
     if not train_size:
         return rest, val
-    return balanced(labels, rest, train_size, classes, "subset"), val
+    return balanced(labels, rest, train_size, classes, "subset", draw), val
 
 
 def balanced(
-    labels: np.ndarray, among: np.ndarray, size: int, classes: list[str], purpose: str
+    labels: np.ndarray,
+    among: np.ndarray,
+    size: int,
+    classes: list[str],
+    purpose: str,
+    draw: int = 0,
 ) -> np.ndarray:
     """`size` of the indices `among`, the same number of each class (to within one)."""
-    shuffled = stream(0, 0, purpose).permutation(among)
+    shuffled = stream(draw, 0, purpose).permutation(among)
     picked = []
     for label, name in enumerate(classes):
         wanted = size // len(classes) + (label < size % len(classes))

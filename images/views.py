@@ -9,6 +9,7 @@ on any rank, sees the same ones, and the teacher's logits can be computed in adv
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,13 @@ class Views:
         view = (self.dy * split.offsets + self.dx) * split.flips + self.flip
         return view * len(split) + self.index
 
+    @property
+    def places(self) -> Tensor:
+        """Of all of an epoch's views: where each image's one is, int64 [n]."""
+        found = torch.empty_like(self.index)
+        found[self.index] = torch.arange(len(self), device=self.index.device)
+        return found
+
     @classmethod
     def numbered(cls, numbers: Tensor, split: Split) -> "Views":
         """The views of the split that have these numbers."""
@@ -80,6 +88,20 @@ def epoch_views(seed: int, epoch: int, split: Split) -> Views:
     device = split.labels.device
     tensors = (torch.from_numpy(a).to(device) for a in (order, offsets[0], offsets[1], flip))
     return Views(*tensors)
+
+
+def partners(seed: int, split: Split) -> Tensor:
+    """For each image another one of its class, int64 [N]: a permutation by seed alone.
+
+    An image that is the only one of its class is its own partner.
+    """
+    labels = split.labels.cpu().numpy()
+    order = stream(seed, 0, "another image of the class").permutation(len(split))
+    found = np.empty_like(order)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        found[members] = np.roll(members, 1)
+    return torch.from_numpy(found).to(split.labels.device)
 
 
 def gather(split: Split, views: Views) -> Tensor:

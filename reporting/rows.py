@@ -18,7 +18,7 @@ from utils import UserError
 PROTOCOL = tuple(SETTINGS)
 IMAGES = ["data", "test_data"]  # checksums of what was trained on and what was measured on
 TEXT = ("run_id", "role", "model", "teacher", "method", "device")
-TEXT += ("student_layers", "teacher_layers", "weights")
+TEXT += ("student_layers", "teacher_layers", "weights", "answers")
 TEXT += tuple(name for name in PROTOCOL if isinstance(REFERENCE[name], str))
 NUMBERS = (
     *("alpha", "temperature", "beta", "seed", "width", "teacher_seed", "params", "seconds"),
@@ -65,10 +65,10 @@ def is_annealed(settings: dict) -> bool:
 def applies(name: str, settings: dict) -> bool:
     """Whether a setting is worth showing.
 
-    Not T_max of a step schedule, nor a flag that is off, nor the reference as a recipe.
+    Not T_max of a step schedule, nor a flag that is off, the reference as a recipe, or draw 0.
     """
     other, value = SETTINGS[name].metadata["only"] or (name, settings[name])
-    quiet = REFERENCE[name] is False or name == "recipe"
+    quiet = REFERENCE[name] is False or name in ("recipe", "draw")
     return settings[other] == value and not (quiet and settings[name] == REFERENCE[name])
 
 
@@ -219,6 +219,7 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     own = pd.Series([f", β {b:g}" if b == b else "" for b in rows.beta], rows.index)
     own += np.where(rows.auto_beta, ", β auto", "")
     own += [f", warm-up {epochs:g}" if epochs else "" for epochs in rows.soft_warmup]
+    own += (", answers " + rows.answers).where(rows.answers != "", "")
     for who in ("student", "teacher"):
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")

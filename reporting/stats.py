@@ -79,6 +79,16 @@ def visible(tests: pd.DataFrame) -> pd.Series:
     return tests.half / quantile(df) * stats.t.isf(step / 2, df)
 
 
+def equivalent(tests: pd.DataFrame, margin: float) -> pd.Series:
+    """p of two one-sided t-tests (Schuirmann 1987): small where a contrast is within ± margin.
+
+    p <= 0.05 just where its 90 % interval lies inside.
+    """
+    difference, half, df = (tests[name].astype(float) for name in ("difference", "half", "df"))
+    error = half / quantile(df.where(df > 0))
+    return pd.Series(stats.t.sf((margin - difference.abs()) / error, df), tests.index)
+
+
 def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:
     """The residual sum of squares of (seeds, networks) and its degrees of freedom.
 

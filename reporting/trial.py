@@ -1,65 +1,65 @@
-"""From the fair trial's rows to comparisons, and choices at a border of the tried range.
+"""From the fair trial's rows to comparisons, choices at a border, and what fewer tries would find.
 
 A place is (training images, width of the student). It is whole when every main side has run its
 search and final and its winner all fresh seeds. Only whole places are compared and drawn.
 """
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import comb
 
 import sides
 from engine.cells import OPTIMISER, Settings, run_id
 from reporting import stats
-from reporting.rows import NO_TEMPERATURE, PROTOCOL
+from reporting.rows import PROTOCOL
 from reporting.tables import distinct
 from utils import UserError
 
 PLACE = ["images", "width"]
-OF_PLACE = ("train_size", "epochs", "t_max", *OPTIMISER)  # settings a trial varies
-# An untuned comparison, one run a side: the protocol's learning rate, and a common form of kd.
-RATE, ALPHA, TEMPERATURE = 0.1, 0.5, 4.0
-# Ends of a range beyond which nothing can be tried.
-NATURAL = {("weight_decay", 0.0), ("alpha", 1.0), ("temperature", 1.0)}
+OF_PLACE = ("train_size", "epochs", "t_max", "draw", *OPTIMISER)  # settings a trial varies
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
+MARGIN = 0.005  # a difference that is certainly smaller is as good as none
+TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n curves
+
+
+class Asked(NamedTuple):
+    """What makes a place whole."""
+
+    tries: int = sides.TRIES  # configurations a side
+    fresh: int | None = None  # seeds a winner; None: as many as sides.fresh_seeds has
+    draws: int = 1  # draws of the training images
 
 
 @dataclass(frozen=True)
 class Trial:
     """A trial's runs and comparisons; accuracies and differences are fractions of 1.
 
+    `rows` are those of the length that each place was found to need.
     `entries`, by (images, width, side): `search`, `final`, `fresh` (how many runs are there),
-    `asked` (how many fresh ones there should be),
-    `lost` (how many fresh ones diverged), `choice` (the winner's number in SIDES, -1: none), `val`
-    (its held-out mean over the final's seeds), `accuracy` (its test accuracies, a Series by fresh
-    seed), `train` (mean train_acc of those), `whole` (of side and place).
-    `tests`: images, width, side, against, n, difference, half (of the 95 % interval), p, p_holm,
-    sign (1 above, -1 below, 0 not significant), over all differences of whole places.
-    `searched`, by place and side: held-out gain over the student alone in the search's seed, where
-    both keep RATE, and kd ALPHA and TEMPERATURE (`fixed`), and where each has its best (`own`).
+    `asked` (how many fresh ones there should be), `lost` (how many fresh ones diverged),
+    `lost_search`, `choice` (the winner's Config or None), `borders` (of it, as sides.borders),
+    `val` (its held-out mean over the final's seeds), `accuracy` (its test accuracies, a Series by
+    draw and fresh seed), `train` (mean train_acc of those), `whole` (of side and place).
+    `tests`: images, width, side, against, draws, n (draws, or seeds of a lone one), difference,
+    half (of the 95 % interval over those), p, p_holm, sign (1 above, -1 below, 0 not significant),
+    and p_small: that the difference is within MARGIN; both corrected over all of whole places.
+    `lengths`, by place: `epochs`, `steps`, and `moved`, the gain of the student alone by twice as
+    many (NaN: not tried).
     """
 
+    asked: Asked
     rows: pd.DataFrame
     teachers: pd.DataFrame  # rows of teachers, where they were trained in the same out-dir
     entries: pd.DataFrame
     tests: pd.DataFrame
-    searched: pd.DataFrame
+    lengths: pd.DataFrame
 
     @property
     def sides(self) -> list[str]:
         return [side for side in sides.SIDES if side in set(self.entries.index.get_level_values(2))]
-
-    @property
-    def epochs(self) -> pd.Series:
-        """Epochs of a run, by number of training images."""
-        return self.rows.groupby("images").epochs.first()
-
-    @property
-    def steps(self) -> pd.Series:
-        """Steps of a run, by number of training images."""
-        an_epoch = np.ceil(self.epochs.index.to_numpy() / self.rows.batch_size.iloc[0])
-        return self.epochs * an_epoch
 
     @property
     def whole(self) -> list[tuple]:
@@ -70,11 +70,8 @@ class Trial:
 # ---------------------------------------------------------------- from rows to comparisons
 
 
-def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
-    """The trial in cleaned rows.
-
-    `fresh` seeds make a winner whole (None: as many as sides.fresh_seeds has);
-    `diverged` are the run ids of runs that diverged and left no row.
+def read(rows: pd.DataFrame, asked: Asked, diverged: set[str]) -> Trial:
+    """The trial in cleaned rows; `diverged` are run ids of runs that diverged and left no row.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
@@ -84,9 +81,12 @@ def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
     if rows.empty:
         raise UserError("no run of a trial in results.csv: run `sh trial.sh` first")
     check(rows)
+    lengths = pd.DataFrame({place: needed(part) for place, part in rows.groupby(PLACE)}).T
+    lengths.index.names = PLACE
+    rows = rows[rows.epochs == lengths.epochs.reindex(rows.set_index(PLACE).index).to_numpy()]
     entries = pd.DataFrame(
         {
-            (*place, side): entry(side, part, fresh, diverged)
+            (*place, side): entry(side, part, asked, diverged)
             for place, part in rows.groupby(PLACE)
             for side in sides.SIDES
             if side in sides.MAIN or (part.side == side).any()
@@ -96,19 +96,29 @@ def read(rows: pd.DataFrame, fresh: int | None, diverged: set[str]) -> Trial:
     done = entries.tried & (entries.fresh + entries.lost == entries.asked) & (entries.fresh > 1)
     main = done[done.index.isin(sides.MAIN, level="side")].groupby(PLACE).all()
     entries["whole"] = done & main.reindex(entries.index.droplevel("side")).to_numpy()
-    return Trial(rows, teachers, entries, compare(entries), searched(rows))
+    return Trial(asked, rows, teachers, entries, compare(entries), lengths)
+
+
+def needed(place: pd.DataFrame) -> dict:
+    """Trial.lengths of a place whose rows, of any length, these are."""
+    alone = place[place.side == "alone"]
+    epochs, moved = sides.length(alone if len(alone) else place[:0])
+    epochs = epochs or int(place.epochs.max())
+    an_epoch = np.ceil(place.images.iloc[0] / place.batch_size.iloc[0])
+    return {"epochs": epochs, "steps": epochs * an_epoch, "moved": moved}
 
 
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError unless the rows are one trial's."""
-    lengths = rows.groupby("images")[["epochs", "t_max"]].nunique().max(axis=None)
-    # A side has one teacher, kd-same one for each number of images.
-    whose = rows.side.where(rows.side != sides.KD_SAME, rows.side + rows.images.astype(str))
+    # A side has one teacher a draw; one that learned from the place has one for each place.
+    own = rows.side.isin(sides.OWN_TEACHER)
+    places = rows.images.astype(str) + " " + rows.width.astype(str)
+    whose = rows.side.where(~own, rows.side + places) + rows.draw.astype(str)
     teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
-    twice = rows.duplicated([*PLACE, "side", "config", "seed"])
+    twice = rows.duplicated([*PLACE, "side", "config", "seed", "draw", "epochs"])
     several = [n for n in PROTOCOL if n not in OF_PLACE and len(distinct(rows[n])) > 1]
-    if lengths > 1:
-        several.append("epochs")
+    if len(distinct(rows.model)) > 1:
+        several.append("student")
     if twice.any() or (teachers > 1).any():
         several.append("teacher")
     if several:
@@ -117,84 +127,81 @@ def check(rows: pd.DataFrame) -> None:
         )
 
 
-def entry(side: str, place: pd.DataFrame, fresh: int | None, diverged: set[str]) -> dict:
+def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> dict:
     """Trial.entries of one side at the place whose rows these are, but for `whole`.
 
     `tried`: search and final are there, or known to have diverged.
     """
     rows = place[place.side == side]
     search, final = (sides.held_out(rows, s) for s in (sides.SEARCH_SEEDS, sides.FINAL_SEEDS))
-    best = sides.finalists(rows)
+    search, count = search.dropna(), sides.keep(asked.tries)
+    best, choice = sides.finalists(rows, count), sides.winner(rows, count)
     final = final[final.index.isin(best)]
-    choice = sides.winner(rows)
-    seeds = sides.fresh_seeds(int(place.images.iloc[0]), fresh)
-    winners = rows[(rows.config == choice) & rows.seed.isin(seeds)]
-    settings = place_settings(place)
+    seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
+    draws = range(1 if side in sides.OWN_TEACHER else asked.draws)
+    winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
+    first, taught = place.iloc[0], rows.teacher_seed.dropna().unique()
 
-    def lost(configs: list[int], seeds: tuple | range) -> int:
-        taught = rows.teacher_seed.dropna().unique()
-        own = (int(place.width.iloc[0]), int(taught[0]) if len(taught) else 0)
-        cells = sides.cells(side, [sides.SIDES[side][i] for i in configs], seeds, *own)
-        return len({run_id(cell, settings) for cell in cells} & diverged - set(rows.run_id))
+    def lost(configs: list[sides.Config], seeds: tuple | range, draws: range = range(1)) -> int:
+        if not diverged:
+            return 0
+        own = (first.model, int(first.width), int(taught[0]) if len(taught) else 0)
+        cells = sides.cells(side, configs, seeds, *own)
+        ids = {run_id(c, s) for c in cells for d in draws for s in settings_of(first, d)}
+        return len(ids & diverged - set(rows.run_id))
 
-    every = list(range(len(sides.SIDES[side])))
-    tries, finals = int(search.notna().sum(axis=None)), int(final.notna().sum(axis=None))
-    tried = bool(best) and tries + lost(every, sides.SEARCH_SEEDS) == len(every)
-    tried &= finals + lost(best, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)
+    winning = [] if choice is None else [sides.config(rows, choice)]
+    finals = [sides.config(rows, number) for number in best]
+    every = sides.searched(side, asked.tries, place) if diverged else []
+    lost_search, tries = lost(every, sides.SEARCH_SEEDS), int(final.notna().sum(axis=None))
+    tried = bool(best) and len(search) + lost_search >= asked.tries
+    tried &= tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)
     return {
-        "search": tries,
-        "final": finals,
+        "search": len(search),
+        "final": tries,
         "fresh": len(winners),
-        "asked": len(seeds),
-        "lost": 0 if choice is None else lost([choice], seeds),
-        "choice": -1 if choice is None else choice,
-        "val": np.nan if choice is None else final.loc[choice].mean(),
-        "accuracy": winners.set_index("seed").test_acc,
+        "asked": len(seeds) * len(draws),
+        "lost": lost(winning, seeds, draws),
+        "lost_search": lost_search,
+        "choice": winning[0] if winning else None,
+        "borders": sides.borders(side, choice, rows) if winning else [],
+        "val": final.loc[choice].mean() if winning else np.nan,
+        "accuracy": winners.set_index(["draw", "seed"]).test_acc,
         "train": winners.train_acc.mean(),
         "tried": tried,
     }
 
 
-def place_settings(rows: pd.DataFrame) -> Settings:
-    """The common settings of the runs of one place, as in their run ids."""
-    first, ours = rows.iloc[0], asdict(Settings())
-    return Settings(**{name: type(own)(first[name]) for name, own in ours.items() if name != "amp"})
+def settings_of(row: pd.Series, draw: int) -> list[Settings]:
+    """The settings of a place in run ids, which may say --train-size 0 of all that are left."""
+    own = {n: type(v)(row[n]) for n, v in asdict(Settings()).items() if n != "amp"}
+    sizes = [own["train_size"]] + [0] * (draw == 0)
+    return [Settings(**own | {"train_size": n, "draw": draw}) for n in sizes]
 
 
 def compare(entries: pd.DataFrame) -> pd.DataFrame:
     """Trial.tests: every whole side minus the student alone, and each side but these minus smooth.
 
-    Plain paired t-tests: unlike cells of a grid, sides need not be equally noisy.
+    Plain paired t-tests: unlike cells of a grid, sides need not be equally noisy. Over the draws'
+    means where there are several, else over seeds.
     """
-    parts = [pd.DataFrame(columns=[*PLACE, "side", "against", "n", "difference", "half", "p"])]
+    columns = [*PLACE, "side", "against", "draws", "n", "difference", "half", "p", "df"]
+    found = []
     for place, part in entries[entries.whole].groupby(PLACE):
         values = pd.DataFrame(part.accuracy.droplevel(PLACE).to_dict())
         pairs = [(side, "alone") for side in values if side != "alone"]
         pairs += [(side, "smooth") for side in values if side not in ("alone", "smooth")]
-        named = pd.DataFrame(pairs, columns=["side", "against"])
-        named = named.assign(images=place[0], width=place[1])
-        found = [stats.contrasts(values[list(pair)], [pair]) for pair in pairs]
-        parts.append(pd.concat([named, pd.concat(found, ignore_index=True)], axis=1))
-    tests = pd.concat(parts[1:] or parts, ignore_index=True)
+        for pair in pairs:
+            both = values[list(pair)].dropna()
+            draws = both.index.get_level_values("draw").nunique()
+            over = both.groupby("draw").mean() if draws > 1 else both
+            [test] = stats.contrasts(over, [pair]).to_dict("records")
+            found.append(dict(zip(columns, [*place, *pair, draws], strict=False)) | test)
+    tests = pd.DataFrame(found, columns=columns)
     tests["p_holm"] = stats.holm(tests.p)
+    tests["p_small"] = stats.holm(stats.equivalent(tests, MARGIN))
     significant = tests.p_holm <= stats.LEVEL
     return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
-
-
-def searched(rows: pd.DataFrame) -> pd.DataFrame:
-    """Trial.searched."""
-    rows = rows[rows.seed.isin(sides.SEARCH_SEEDS)]
-    usual = (rows.temperature == NO_TEMPERATURE) | (
-        (rows.alpha == ALPHA) & (rows.temperature == TEMPERATURE)
-    )
-    fixed = (rows.lr == RATE) & (rows.weight_decay == 0) & usual
-    parts = {"fixed": rows[fixed], "own": rows}
-    found = {}
-    for name, part in parts.items():
-        best = part.groupby([*PLACE, "side"]).val_acc.max().unstack()
-        best = best.reindex(columns=list(sides.SIDES))
-        found[name] = best.sub(best.alone, axis=0).drop(columns="alone").stack().dropna()
-    return pd.DataFrame(found)
 
 
 def places_of(frame: pd.DataFrame) -> list[tuple]:
@@ -202,27 +209,25 @@ def places_of(frame: pd.DataFrame) -> list[tuple]:
     return list(dict.fromkeys(frame.index.droplevel("side")))
 
 
-# ---------------------------------------------------------------- borders
+# ---------------------------------------------------------------- what fewer tries would find
 
 
-def borders(side: str, number: int) -> list[tuple[str, float, str]]:
-    """Settings of a choice that are the smallest or largest tried: (name, value, which end).
+def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
+    """By number of tries n: the expected best held-out accuracy, and the test accuracy with it.
 
-    Tried by the configurations that agree in all else. Where one value was tried there is no end.
+    Columns `val` and `test`, of the search's one seed. The expectation is over which n of the B
+    configurations were tried: the i-th worst is the best of them in C(i-1, n-1) of C(B, n) cases.
+    (Dodge et al. 2019, EMNLP, section 3, with replacement; without as here it is unbiased, Tang et
+    al. 2020, ACL, section 3.) A diverged run counts as the worst one.
     """
-    chosen, found = sides.SIDES[side][number], []
-    for name in TUNED:
-        value = getattr(chosen, name)
-        tried = {getattr(c, name) for c in sides.SIDES[side] if siblings(c, chosen, name)}
-        if len(tried) > 1 and value in (min(tried), max(tried)) and (name, value) not in NATURAL:
-            found.append((name, value, "smallest" if value == min(tried) else "largest"))
-    return found
-
-
-def siblings(one: sides.Config, other: sides.Config, but: str) -> bool:
-    """Whether two configurations agree in all but one setting.
-
-    T 1 was tried with one alpha and without T^2, as neither matters there: it agrees with any.
-    """
-    free = {but, "scale_t2"} | ({"alpha"} if 1.0 in (one.temperature, other.temperature) else set())
-    return all(getattr(one, name) == getattr(other, name) for name in TUNED if name not in free)
+    rows = trial.rows[(trial.rows.images == place[0]) & (trial.rows.width == place[1])]
+    rows = rows[(rows.side == side) & rows.seed.isin(sides.SEARCH_SEEDS) & (rows.draw == 0)]
+    rows = rows.sort_values(["val_acc", "config"], ascending=[True, False])[["val_acc", "test_acc"]]
+    lost = trial.entries.loc[(*place, side)].lost_search
+    values = np.concatenate([np.repeat(rows.to_numpy()[:1], lost, 0), rows.to_numpy()])
+    count = len(values)
+    below = np.arange(count)  # how many are worse
+    found = {}
+    for n in dict.fromkeys(min(n, count) for n in TRIES if count):
+        found[n] = comb(below, n - 1) / comb(count, n) @ values
+    return pd.DataFrame(found, index=["val", "test"]).T

@@ -5,7 +5,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-import sides
 from reporting.pictures import COLOURS, INK, MARKERS, MUTED, draw
 from reporting.tables import span
 from reporting.trial import PLACE, Trial
@@ -26,11 +25,16 @@ def pictures(trial: Trial) -> dict[str, bytes]:
     return drawn
 
 
+def named(trial: Trial, width: float) -> str:
+    """The student in words."""
+    return f"student of width {width:g}" if width else f"student {trial.rows.model.iloc[0]}"
+
+
 def by_images(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
     width = tests.width.iloc[0]
-    axes = lines(part, trial, tests, "images", f"student of width {width:g}")
+    axes = lines(part, trial, tests, "images", named(trial, width))
     axes.set_title("When distillation helps: by number of training images\n", linespacing=1.4)
-    steps = trial.steps
+    steps = trial.lengths.steps.xs(width, level="width")
     axes.set_xticklabels([f"{n:,.0f}\n{steps[n]:,.0f} steps" for n in axes.get_xticks()])
     axes.set_xlabel("training images (logarithmic)")
 
@@ -61,7 +65,8 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gain over the student alone,\npoints of test accuracy")
     axes.legend(frameon=False, ncols=len(shown))
-    what = f"{where}; {sides.BUDGET} tries a side; bars: 95 % intervals over {span(tests.n)} "
-    what += "fresh seeds; filled: significant after correction"
+    over = f"{span(tests.n)} {'draws' if tests.draws.max() > 1 else 'fresh seeds'}"
+    what = f"{where}; {trial.asked.tries} tries a side; bars: 95 % intervals over {over}; "
+    what += "filled: significant after correction"
     axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
     return axes

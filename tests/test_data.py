@@ -10,7 +10,7 @@ from torchvision.transforms.functional import crop, hflip, normalize, pad, to_te
 from images import sources
 from images.cifar import CIFAR10
 from images.sources import load, split_off
-from images.views import Views, epoch_views, gather, normalise, plain
+from images.views import Views, epoch_views, gather, normalise, partners, plain
 from utils import UserError
 
 
@@ -70,6 +70,25 @@ def test_splits_are_balanced_disjoint_and_fixed():
 def test_sizes_beyond_the_data_are_refused(val, train):
     with pytest.raises(UserError, match="class-balanced"):
         split_off(np.repeat(np.arange(10), 50), val, train, TEN)
+
+
+def test_another_draw_has_other_training_images_and_the_same_held_out_ones():
+    labels = np.repeat(np.arange(10), 50)
+    (first, val), (other, same) = (split_off(labels, 100, 100, TEN, draw) for draw in (0, 1))
+    assert np.array_equal(val, same) and set(np.bincount(labels[other])) == {10}
+    assert len(set(first) & set(other)) < 50 and not set(other) & set(val)
+
+
+def test_partners_are_other_images_of_the_class_by_the_seed_alone():
+    split = random_split(200, 5)
+    split.labels[0] = 10  # the only one of its class
+    found, again, other = (partners(seed, split) for seed in (3, 3, 4))
+    assert torch.equal(found, again) and not torch.equal(found, other)
+    assert torch.equal(split.labels[found], split.labels)
+    assert torch.equal(found.sort().values, torch.arange(200))
+    assert (found == torch.arange(200)).nonzero().tolist() == [[0]]
+    views = epoch_views(0, 0, split)
+    assert torch.equal(views.index[views.places], torch.arange(200))
 
 
 def test_moments_are_the_pixels_own():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, GRID, TINY, Countdown, of_response, train_all, weights
@@ -9,11 +10,13 @@ from conftest import CPU, GRID, TINY, Countdown, of_response, train_all, weights
 from engine import grid, resume
 from engine import teacher as teacher_module
 from engine.cells import Cell, run_id
+from engine.grid import grouped
 from engine.loop import train
 from engine.measure import calibration_error
 from engine.resume import Keeper, Unfinished, claim, clear, folder_of, load_state, save_state
 from engine.rows import csv_path, read_rows
 from engine.trainee import Batch, Trainee, student_step
+from images.sources import to_device
 from images.views import epoch_views, gather, normalise, plain
 from losses import METHODS
 from utils import Interrupted, UserError
@@ -59,6 +62,27 @@ def test_a_cell_is_the_same_in_any_company(make_run, family):
     for cell in cells:
         alone = train_all([cell], make_run(f"alone {cell}"))
         assert alone.items() <= together.items()
+
+
+def test_shuffled_answers_are_those_to_another_image_of_the_class(make_run, tiny_data):
+    """Where a class is ten times one image they are as good as its own; kd is not disturbed."""
+    kd = GRID[0]
+    shuffled = replace(kd, answers="shuffled")
+    ids = [run_id(cell, TINY) for cell in (kd, shuffled)]
+    both, lone = (train_groups(c, make_run(c[-1].answers + "o")) for c in ([kd, shuffled], [kd]))
+    assert both[ids[0]] == lone[ids[0]] != both[ids[1]]
+
+    pixels = tiny_data.test.padded[:10, 4:36, 4:36].numpy()
+    labels = np.arange(100) % 10
+    split = to_device(pixels[labels], labels, slice(None), CPU, 32, pad=0, flips=1)
+    found = train_groups([kd, shuffled], make_run("alike", data=replace(tiny_data, train=split)))
+    assert found[ids[0]] == found[ids[1]]
+
+
+def train_groups(cells: list[Cell], run) -> dict[str, bytes]:
+    for group in grouped(cells):
+        assert train(group, group, run) == []
+    return weights(run.out_dir)
 
 
 def test_batch_norm_students_do_not_touch_each_other(make_run):

@@ -222,10 +222,32 @@ def test_a_stage_that_goes_wrong_ends_its_place_alone(exp, tmp_path):
     env |= {"FAILS": "final --train-size 100", "STATUS": "2", "SIZES": "100 400"}
     status, ran, _, _ = exp(1, "--quick", script="trial.sh", **env)
     places = [line.split("--stage ")[1].split(" --sides")[0] for line in ran if "--stage" in line]
-    whole = [f"{stage} --train-size 400 --width 8" for stage in ("search", "final", "fresh")]
-    broken = ["search --train-size 100 --width 8", "final --train-size 100 --width 8"]
+    stages = ["length", "length", "search", "widen", "final", "fresh"]
+    whole = [f"{stage} --train-size 400 --width 8" for stage in stages]
+    broken = [f"{stage} --train-size 100 --width 8" for stage in stages[:-1]]
     assert places == [*broken, *whole] and status == 2
-    assert "--report" in ran[-1] and all(f"--teacher {ROOT}/t.pt" in line for line in ran[:-1])
+    assert "--plan 100:8 400:8 --ranks 1 --sides alone smooth kd" in ran[0]
+    assert "--report" in ran[-1] and "--tries 8 --fresh 4 --draws 1" in ran[-1]
+    assert all(f"--teacher {ROOT}/t.pt" in line for line in ran if "search" in line)
+
+
+def test_any_network_any_images_controls_draws_and_teachers(exp, tmp_path):
+    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": "a b.pt", "TEACHERS": "c.pt d.pt"}
+    env |= {"STUDENT": "net.py:Net", "TEACHER_MODEL": "big.py:Big", "DATASET": "folder"}
+    env |= {"SIZES": "90", "VAL_SIZE": "30", "CONTROLS": "kd-shuffled kd-self", "DRAWS": "4"}
+    status, ran, _, err = exp(1, script="trial.sh", RANKS="1", DATA_DIR="images", **env)
+    assert status == 0 and all(f"--data-dir {ROOT}/images" in line for line in ran[:-1])
+    stages = [line for line in ran if "--stage" in line]
+    nets = f"--student {ROOT}/net.py:Net ", f"--teacher-model {ROOT}/big.py:Big "
+    assert all(net in line for line in stages for net in nets)
+    assert all("--train-size 90 --sides" in line or "--draw " in line for line in stages)
+    fresh = [line.split("--stage fresh --train-size 90 ")[1] for line in stages if "fresh" in line]
+    teachers = ["a b.pt", "c.pt", "d.pt", "c.pt"]
+    main = [f"--draw {k} " * (k > 0) + f"--sides alone smooth kd --teacher {ROOT}/{t}"
+            for k, t in enumerate(teachers)]  # fmt: skip
+    shuffled = [line.replace("alone smooth kd", "kd-shuffled") for line in main]
+    assert fresh == [*main, *shuffled, f"--sides kd-self --teacher {ROOT}/a b.pt"]
+    assert "draw 4" in err
 
 
 # ---------------------------------------------------------------- what a person writes

@@ -193,6 +193,7 @@ CHANGED = {
     "nesterov": "--momentum 0.9 --nesterov", "optimizer": "--optimizer adamw",
     "image_size": "--image-size 64", "augment": "--augment flip",
     "recipe": "--recipe crd",
+    "draw": "--train-size 9 --draw 9",
 }  # fmt: skip
 
 

@@ -22,15 +22,16 @@ from reporting import trial_page as page
 from reporting.rows import clean
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "TRIAL.md"
-FRESH = 5
-INNER = {"alone": 25, "smooth": 28, "kd": 24, "kd-same": 24, "sp": 22}  # at no border
+FRESH, TRIES = 5, 20
+KEPT = sides.keep(TRIES)
+INNER = 6  # at no border of any side
 
 
-def rows_of(cells, accuracy, images=1000, **changes):
+def rows_of(cells, accuracy, images=1000, double=1, draw=0, **changes):
     """The rows that a stage leaves: `accuracy(cell)` gives those of test and held-out images."""
-    epochs = trial.epochs_of(images)
-    settings = Settings(train_size=images, val_size=5000, epochs=epochs, t_max=epochs,
-                        last_batch="weigh", clip=sides.CLIP)  # fmt: skip
+    epochs = trial.epochs_of(images) * double
+    settings = Settings(train_size=images, val_size=5000, epochs=epochs, t_max=epochs, draw=draw,
+                        last_batch="weigh", clip=sides.CLIP, momentum=sides.MOMENTUM)  # fmt: skip
     rows = []
     for cell in cells:
         test, val = (round(float(value), 4) for value in accuracy(cell))
@@ -40,39 +41,58 @@ def rows_of(cells, accuracy, images=1000, **changes):
         row |= {"role": "distill" if cell.taught else "student", "torch": "2.11.0"}
         row |= {"test_acc": test, "best_test_acc": test, "best_epoch": epochs, "val_acc": val}
         row |= {"best_val_acc": val, "best_val_epoch": epochs, "commit": "0123456789"}
-        own = f"-s1-n{images}-val5000" if cell.teacher_seed else "-s0"
-        sha = f"{images if cell.teacher_seed else 0:012d}"
+        own = f"-s1-n{images}-val5000" if cell.answers == "same" else "-s0"
+        sha = f"{images if cell.answers == 'same' else 0:012d}"
         row |= {"teacher": f"resnet18-teacher{own}", "teacher_sha": sha, "seconds": 2.0}
         rows.append(row | changes)
     return rows
 
 
-def one_side(side, images, width, level, best=None, fresh=FRESH, noise=0.002, seed=0):
-    """All stages of a side at a place: it wins with configuration `best`, `level` on test."""
-    best = INNER[side] if best is None else best
+def one_side(
+    side, images, width, level, best=INNER, fresh=FRESH, noise=0.002, seed=0, draws=1, doubled=None
+):
+    """All stages of a side at a place: it wins with configuration `best`, `level` on test.
+
+    `doubled`: what twice as many steps add to the student alone, where that was tried.
+    """
     draw = np.random.default_rng([seed, images, width, len(side)])
-    own = (width, sides.SAME_TEACHER if side == sides.KD_SAME else 0)
-    configs = sides.SIDES[side]
+    own = ("cnn", width, 1 if side == "kd-same" else 0)
+    won = sides.searched(side, TRIES)[best]
 
     def accuracy(cell):
-        won = (cell.lr, cell.weight_decay, cell.alpha, cell.temperature, cell.scale_t2, cell.beta)
-        val = level if won == configs[best] else level - 0.02 - draw.uniform(0, 0.1)
+        config = sides.Config(*(getattr(cell, name) for name in sides.Config._fields))
+        val = level if config == won else level - 0.02 - draw.uniform(0, 0.1)
         return level + draw.normal(0, noise), val
 
-    rows = rows_of(sides.cells(side, configs, sides.SEARCH_SEEDS, *own), accuracy, images)
-    best_six = sides.finalists(frame(rows))
-    more = sides.cells(side, [configs[i] for i in best_six], sides.FINAL_SEEDS[1:], *own)
-    rows += rows_of(more, accuracy, images)
-    winner = sides.cells(side, [configs[best]], sides.fresh_seeds(images, fresh), *own)
-    return rows + rows_of(winner, accuracy, images)
+    def of(configs, seeds, **how):
+        return rows_of(sides.cells(side, configs, seeds, *own), accuracy, images, **how)
+
+    rows = of(sides.searched(side, TRIES), sides.SEARCH_SEEDS)
+    mine = frame(rows)
+    # Without the other sides nothing is known to be at a border, so no range is widened.
+    last = range(sides.first_tries(TRIES), TRIES)
+    rows += of(sides.draw(side, last, sides.axes(side)), sides.SEARCH_SEEDS)
+    mine = frame(rows)
+    best_few = [sides.config(mine, number) for number in sides.finalists(mine, KEPT)]
+    rows += of(best_few, sides.FINAL_SEEDS[1:])
+    if doubled is not None:
+        rows += of(best_few, sides.FINAL_SEEDS, double=2)
+        longer = [row for row in rows if row["epochs"] == 2 * trial.epochs_of(images)]
+        for row in longer:
+            short = next(r for r in rows if r["seed"] == row["seed"] and r["lr"] == row["lr"])
+            row["val_acc"] = round(short["val_acc"] + doubled, 4)
+    for number in range(draws):
+        rows += of([won], sides.fresh_seeds(images, fresh), draw=number)
+    return rows
 
 
 def frame(rows):
     return sides.with_sides(clean(pd.DataFrame(rows, columns=COLUMNS)))
 
 
-def read(rows, fresh=FRESH, diverged=frozenset()):
-    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), fresh, diverged)
+def read(rows, fresh=FRESH, diverged=frozenset(), draws=1):
+    asked = fair.Asked(TRIES, fresh, draws)
+    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), asked, diverged)
 
 
 def text(rows, pictures=(), **how):
@@ -84,15 +104,17 @@ GAINS = {(500, 16): 0.05, (5000, 16): 0.02, (45000, 16): 0.0, (5000, 4): 0.03}
 
 
 def golden_rows():
-    """Four whole places, one with kd at a border and kd-same; a fifth half done."""
+    """Four whole places, with a control and kd-same; a fifth half done."""
     rows = []
     for (images, width), gain in GAINS.items():
         level = 0.3 + 0.1 * np.log10(images / 500) + width / 1000
-        rows += one_side("alone", images, width, level)
+        moved = {500: 0.001}.get(images)
+        rows += one_side("alone", images, width, level, doubled=moved)
         rows += one_side("smooth", images, width, level)
-        rows += one_side("kd", images, width, level + gain, best=59 if images == 500 else None)
+        rows += one_side("kd", images, width, level + gain)
     rows += one_side("kd-same", 500, 16, 0.32)
     rows += one_side("kd-same", 5000, 16, 0.42)
+    rows += one_side("kd-shuffled", 500, 16, 0.316)
     rows += one_side("alone", 1000, 16, 0.4)
     rows += one_side("smooth", 1000, 16, 0.4, fresh=2)
     return rows + one_side("kd", 1000, 16, 0.44, fresh=0)
