@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from engine.cells import Cell
 from engine.rows import csv_path, locked
-from losses import METHODS, is_taught
+from losses import METHODS, ON_STAGES, is_taught, parts
 from utils import UserError, brief, stream, write_atomic
 
 TRIES = 60  # configurations that a side tries
@@ -37,7 +37,8 @@ MAIN = ("alone", "smooth", "kd")
 # A control is kd with other answers: its word in run ids and rows. The first has kd's own teacher.
 CONTROLS = {"kd-shuffled": "shuffled", "kd-random": "random", "kd-self": "self", "kd-same": "same"}
 OWN_TEACHER = ("kd-random", "kd-self", "kd-same")
-SIDES = (*MAIN, *CONTROLS, *(name for name in METHODS if name not in MAIN))
+BOTH = tuple(f"kd+{name}" for name, method in METHODS.items() if method.family in ON_STAGES)
+SIDES = (*MAIN, *CONTROLS, *(name for name in METHODS if name not in MAIN), *BOTH)
 
 
 class Axis(NamedTuple):
@@ -98,18 +99,20 @@ def axes(side: str) -> dict[str, Axis]:
     kd times T^2: without that factor the loss is one of these at another alpha and learning rate,
     (1 - a) hard + a soft = f [(1 - a') hard + a' T^2 soft], f = 1 - a + a / T^2, a' = a / (f T^2).
     A method with a weight of its own has alpha 0.5: another is another beta and learning rate.
+    kd+sp and the like have kd's and the second's.
     """
-    found, method = dict(SHARED), METHODS.get(method_of(side))
-    if not method:
+    found, methods = dict(SHARED), parts(method_of(side))
+    if not methods:
         return found
-    if method.family == "labels":
+    first, last = methods[0], methods[-1]
+    if first.family == "labels":
         found["alpha"] = Axis(0.01, 0.6, log=False, natural=("smallest",))
-    elif method.beta is None:
+    elif first.beta is None:
         found["alpha"] = Axis(0.02, 1.0, log=False, natural=("smallest", "largest"))
-    if method.temperature:
+    if first.temperature:
         found["temperature"] = Axis(1.0, 30.0, natural=("smallest",))
-    if method.beta is not None:  # chosen for larger networks by its paper
-        found["beta"] = Axis(method.beta * 1e-4, method.beta * 10, natural=("smallest",))
+    if last.beta is not None:  # chosen for larger networks by its paper
+        found["beta"] = Axis(last.beta * 1e-4, last.beta * 10, natural=("smallest",))
     return found
 
 
@@ -119,12 +122,12 @@ def draw(side: str, numbers: range, ranges: dict[str, Axis]) -> list[Config]:
     Shifted by our own random numbers (Cranley and Patterson 1976): scipy's scrambling may change
     with its version, and run ids would with it.
     """
-    dimensions = 4
+    dimensions = 5
     points = qmc.Halton(dimensions, scramble=False).random(numbers.stop)[numbers.start :]
     points = (points + stream(0, 0, "the search's shift").random(dimensions)) % 1
-    method = METHODS.get(method_of(side))
-    own = {"scale_t2": method_of(side) == "kd"}
-    own |= {"alpha": 0.5} if method and method.beta is not None else {}
+    method = method_of(side)
+    own = {"scale_t2": method.startswith("kd")}
+    own |= {"alpha": 0.5} if method != "none" and "alpha" not in ranges else {}
     named = [zip(ranges.items(), point, strict=False) for point in points]
     return [
         Config(**own | {name: axis.value(share) for (name, axis), share in one}) for one in named

@@ -504,3 +504,12 @@ def test_the_report_from_the_command_line(golden, tmp_path, capsys):
     assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
     assert (path.parent / "trial-images.png").exists()
     assert capsys.readouterr().out.splitlines()[-1].startswith("**45,000 images, cnn**: ")
+
+
+def test_two_methods_search_what_either_has():
+    ranges = sides.axes("kd+at")
+    assert list(ranges) == ["lr", "weight_decay", "alpha", "temperature", "beta"]
+    kd, both = sides.searched("kd", 60), sides.searched("kd+at", 60)
+    assert [one._replace(beta=None) for one in both] == kd
+    assert len({one.beta for one in both}) == len(both)
+    assert ranges["beta"] == sides.axes("at")["beta"]
