@@ -225,7 +225,8 @@ def fresh_seeds(images: int, count: int | None = None) -> range:
 def with_sides(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, cleaned by reporting.rows, that belong to a side; `side` and `config` besides."""
     mine = (rows.role != "teacher") & (rows["clip"] == CLIP) & (rows.last_batch == "weigh")
-    rows = rows[mine & ~rows.auto_beta & (rows.soft_warmup == 0) & (rows.val_size > 0)]
+    mine &= ~rows.auto_beta & (rows.soft_warmup == 0) & rows.hard_weight.isna()
+    rows = rows[mine & (rows.val_size > 0)]
     controls = {word: side for side, word in CONTROLS.items()}
     side = rows.method.where(rows.method != "none", "alone")
     side = rows.answers.map(controls).fillna(side)

@@ -76,7 +76,7 @@ def runs(group: list[Results]) -> pd.DataFrame:
     rows = rows[rows[ACCURACY].notna() & (rows.kind != CONTROL)]
     rows = rows.assign(setting=[setting(row) for row in rows.itertuples()])
     # A teacher's run id is <network>-teacher-s<seed>...
-    network = rows.teacher.str.partition("-teacher-")[0].replace("", NONE)
+    network = rows.teacher.astype(str).str.split("-teacher-").str[0].replace("", NONE)
     taught = rows.role == "distill"
     with_teacher, shared = rows[taught].assign(network=network[taught]), rows[~taught]
     columns = with_teacher[COLUMN].drop_duplicates()

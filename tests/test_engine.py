@@ -60,7 +60,7 @@ def test_a_cell_is_the_same_in_any_company(make_run, family):
     backwards = train_all(cells[::-1], make_run("backwards"))
     assert together == backwards and len(set(together.values())) == len(cells)
     for cell in cells:
-        alone = train_all([cell], make_run(f"alone {cell}"))
+        alone = train_all([cell], make_run(f"alone {run_id(cell, TINY)}"))
         assert alone.items() <= together.items()
 
 

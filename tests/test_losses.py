@@ -63,7 +63,7 @@ def test_full_cross_entropy_and_no_square_of_t():
 def test_alpha_from_hard_only_to_soft_only(alpha, expected):
     student = STUDENT.clone().requires_grad_()
     hard, soft = hard_loss(student, LABELS), METHODS["kd"].loss(student, TEACHER, LABELS, 2.0)
-    total = mix(hard, soft, alpha, 1.0)
+    total = mix(hard, soft, 1 - alpha, alpha, 1.0)
     expected = 0.75 * HARD + 0.25 * SOFT if expected is None else expected
     assert total.item() == pytest.approx(expected, abs=1e-6)
     (total_gradient,) = torch.autograd.grad(total, student, retain_graph=True)

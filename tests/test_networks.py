@@ -200,7 +200,9 @@ def test_a_file_may_print_and_have_neighbours_and_no_convolution(run, capsys):
     for method, says in (("at", "no convolution"), ("sp", "the student has none")):
         assert run(distill.main, *student, "--method", method) == 2
         assert says in one_line(capsys)
-    assert weights(Path("out")).keys() >= {"talker-Net-kd-a0.5-T10-s0-folder-e1-b16-lr0.01"}
+    assert weights(Path("out")).keys() >= {
+        "talker-Net-kd-a0.5-T10-s0-t_torchvision-shufflenet_v2_x0_5-folder-e1-b16-lr0.01"
+    }
 
 
 def test_a_changed_file_is_another_network(run, capsys, make_run):
@@ -383,13 +385,20 @@ def test_from_foreign_weights_to_students_and_the_report(run, capsys):
     assert teacher.epochs == teacher.best_epoch == 0 and teacher.test_acc == teacher.best_test_acc
     assert teacher.weights and pd.isna(teacher.test_curve)
     assert set(rows.teacher[rows.role == "distill"]) == {name} and len(rows) == 10
-    layered = rows.loc["learner-Net-at-a0.5-b1-s0-sl_conv2-tl_conv1+maxpool-folder-e1-b16-lr0.01"]
+    layered = rows.loc[
+        "learner-Net-at-a0.5-b1-s0-t_torchvision-shufflenet_v2_x0_5-sl_conv2-tl_conv1+maxpool-folder-e1-b16-lr0.01"
+    ]
     assert layered.student_layers == "conv2" and layered.teacher_layers == "conv1 maxpool"
-    assert layered.test_loss != rows.loc["learner-Net-at-a0.5-b1-s0-folder-e1-b16-lr0.01"].test_loss
+    assert (
+        layered.test_loss
+        != rows.loc[
+            "learner-Net-at-a0.5-b1-s0-t_torchvision-shufflenet_v2_x0_5-folder-e1-b16-lr0.01"
+        ].test_loss
+    )
     capsys.readouterr()
     assert script(summarize.main, "--out-dir", "out") == 0
     told = capsys.readouterr().out
-    assert "learner.py:Net: at, β 1, student conv2, teacher conv1 maxpool" in told
+    assert "| at | α 0.5, β 1, student conv2, teacher conv1 maxpool |" in told
     assert f"| teacher | {SHUFFLE} |" in told
 
 
