@@ -54,7 +54,7 @@ STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
 : "${RECIPE:=reference}" "${PAIRS:=}"
 if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     if [ -n "$QUICK" ]; then
-        : "${PAIRS:=resnet20:resnet8}" "${EPOCHS:=10}" "${METHODS:=kd at kd+sp}"
+        : "${PAIRS:=resnet14:resnet8}" "${EPOCHS:=4}" "${METHODS:=kd at kd+sp}" "${SEEDS:=0 1}"
         : "${FLAGS:=--train-size 1000}" "${TEACHER_FLAGS:= }"
     fi
     : "${DATASET:=${QUICK:+shapes}}" "${DATASET:=cifar100}"
