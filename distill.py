@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 
 import flags
 from engine.cells import Cell
-from engine.grid import run_command, teacher_model, teacher_seed
+from engine.grid import run_command, teacher_fields
 from engine.recipes import weights_of
 from losses import ON_STAGES, is_taught, parts
 from utils import UserError, run_script
@@ -29,7 +29,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     chosen = [(name, how_trained(name, betas, args)) for name, betas in given]
     cells, teacher = [], {}
     if any(is_taught(name) for name, _ in chosen):
-        teacher = {"teacher_seed": teacher_seed(args), "teacher_model": teacher_model(args)}
+        teacher = teacher_fields(args)
     for own in flags.sweep(args, args.student, args.student_width):
         cells += [Cell(**own)] * args.alone
         for name, how in chosen:

@@ -1,7 +1,6 @@
 """What a fair trial costs here: runs, steps, time by a few timed ones, and a smaller one."""
 
 import argparse
-import dataclasses
 import math
 import statistics
 import time
@@ -14,7 +13,7 @@ import torch
 import sides
 from engine import measure, parallel
 from engine.cells import Settings
-from engine.grid import bfloat16_is_faster, load_in_turn, settings_of
+from engine.grid import load_in_turn, settings_on
 from engine.resume import Keeper, Run
 from engine.steps import STACK, Steps
 from engine.trainee import Trainee
@@ -48,9 +47,7 @@ def plan(args: argparse.Namespace) -> str:
     """Two lines: what the trial of these flags costs here, and which smaller one fits an hour."""
     _, device = parallel.start(args.device, args.threads)
     args.train_size, args.epochs, args.t_max = 0, 1, 1
-    settings = settings_of(args)
-    if settings.amp is None:
-        settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
+    settings = settings_on(device, args)
     data = load_in_turn(settings, args.data_dir, device, parallel.Ranks())
     places = [(images or len(data.train), width) for images, width in args.plan]
     paces = {width: pace(args, width, settings, data, device) for _, width in set(places)}

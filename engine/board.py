@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from torch.utils.tensorboard import SummaryWriter
 
-from engine.cells import SETTINGS, Cell, Settings, changed, data_suffix, every_setting, run_id
+from engine.cells import Cell, Settings, ending, run_id
 from models import default_width
 from utils import check_writable
 
@@ -45,10 +45,9 @@ SHOWN = 700  # pixels, a picture's width
 
 def curves_folder(out_dir: Path, cell: Cell, settings: Settings) -> Path:
     """runs/<protocol>/<cell>: the run id in two, so that names in a folder say what differs."""
-    whole = run_id(cell, settings)
-    common = every_setting(cell, settings)
-    ending = data_suffix(settings) if cell.teaches else changed(common, SETTINGS, cell.model)
-    return out_dir / "runs" / (ending[1:] or "reference") / whole.removesuffix(ending)
+    protocol = ending(cell, settings)
+    own = run_id(cell, settings).removesuffix(protocol)
+    return out_dir / "runs" / (protocol[1:] or "reference") / own
 
 
 class Curves:

@@ -245,9 +245,14 @@ def run_id(cell: Cell, settings: Settings) -> str:
         for short, layers in (("sl", cell.student_layers), ("tl", cell.teacher_layers))
         if layers
     ]
+    return "-".join(parts) + ending(cell, settings)
+
+
+def ending(cell: Cell, settings: Settings) -> str:
+    """A run id's settings: a teacher's are its data's alone."""
     if cell.teaches:
-        return "-".join(parts) + data_suffix(settings)
-    return "-".join(parts) + changed(every_setting(cell, settings), SETTINGS, cell.model)
+        return data_suffix(settings)
+    return changed(every_setting(cell, settings), SETTINGS, cell.model)
 
 
 def in_short(layers: str) -> str:
@@ -266,7 +271,7 @@ def label(cell: Cell) -> str:
     if cell.teaches:
         parts[0] += " teacher"
     elif cell.method == "none":
-        parts[0] += f", hard loss x {1 - cell.alpha:g}" if cell.alpha else " alone"
+        parts[0] += f", hard loss x {cell.hard:g}" if cell.alpha else " alone"
     else:
         temperature = f" T {cell.temperature:g}" if cell.temperature is not None else ""
         control = f", {cell.answers} answers," if cell.answers else ""

@@ -31,9 +31,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     Raises UserError for whatever stands in the way, and Diverged at the end for cells that did.
     """
     ranks, device = parallel.start(args.device, args.threads)
-    settings = settings_of(args)
-    if settings.amp is None:
-        settings = dataclasses.replace(settings, amp=bfloat16_is_faster(device))
+    settings = settings_on(device, args)
     for name in ("checkpoints", "runs"):
         check_writable(args.out_dir / name)
     with locked(csv_path(args.out_dir)):
@@ -80,6 +78,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """
     given = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
     return Settings(**{n: spaced(v) if isinstance(v, list) else v for n, v in given.items()})
+
+
+def settings_on(device: torch.device, args: argparse.Namespace) -> Settings:
+    """settings_of, where the device decides on bfloat16 unless a flag does. Raises UserError."""
+    settings = settings_of(args)
+    if settings.amp is None:
+        return dataclasses.replace(settings, amp=bfloat16_is_faster(device))
+    return settings
 
 
 def grouped(cells: list[Cell]) -> list[list[Cell]]:
@@ -154,20 +160,29 @@ def teacher_seed(args: argparse.Namespace) -> int:
     """
     if not isinstance(args.teacher, Path):
         return args.teacher_seed or 0
-    seed = load_checkpoint(args.teacher)["cell"]["seed"]
+    return agreed_seed(args, load_checkpoint(args.teacher))
+
+
+def agreed_seed(args: argparse.Namespace, stored: dict) -> int:
+    """The seed of --teacher's checkpoint. Raises UserError if --teacher-seed is another."""
+    seed = stored["cell"]["seed"]
     if args.teacher_seed not in (None, seed):
         raise UserError(f"{args.teacher} is of seed {seed}: leave --teacher-seed out, or agree")
     return seed
 
 
-def teacher_model(args: argparse.Namespace) -> str:
-    """The teacher's network as a run id names it: blank for a ResNet-18, or if there is none yet.
+def teacher_fields(args: argparse.Namespace) -> dict[str, int | str]:
+    """A taught cell's teacher_seed and teacher_model, from one look into the checkpoint.
 
-    Raises UserError as teacher_seed and find_teacher do.
+    The model is blank for a ResNet-18, or if there is none yet. Raises UserError as teacher_seed
+    and find_teacher do.
     """
     path = find_teacher(args, settings_of(args), needed=False)
-    model = load_checkpoint(path)["model"] if path else ""
-    return "" if model == "resnet18" else model
+    stored = load_checkpoint(path) if path else {"model": ""}
+    named = isinstance(args.teacher, Path)
+    seed = agreed_seed(args, stored) if named else teacher_seed(args)
+    model = "" if stored["model"] == "resnet18" else stored["model"]
+    return {"teacher_seed": seed, "teacher_model": model}
 
 
 def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> Path | None:

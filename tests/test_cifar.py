@@ -58,6 +58,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def exp_sh(cwd, modules, env: dict[str, str]) -> None:
+    """exp.sh from the folder `cwd`, to its end; `modules` has a sitecustomize.py."""
+    env |= {"PYTHON": sys.executable, "PYTHONPATH": f"{modules}:{ROOT}", "no_proxy": "*"}
+    argv = ["sh", str(ROOT / "exp.sh")]
+    done = subprocess.run(argv, cwd=cwd, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     """The main command, as somebody runs it who has nothing yet; from a folder of their own."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -67,11 +75,8 @@ def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
     )
     home = tmp_path / "a home"
     home.mkdir()
-    env = os.environ | {
-        "PYTHON": sys.executable,
-        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+    env = {
         "CIFAR10_URL": mirror,
-        "no_proxy": "*",
         "DATA_DIR": "my data",
         "OUT_DIR": "my runs",
         "EPOCHS": "1",
@@ -85,9 +90,7 @@ def test_exp_sh_from_the_download_to_the_report(mirror, tmp_path):
         "TEACHER_FLAGS": "--width 4",
         "STUDENT_FLAGS": "--student-width 8",
     }
-    argv = ["sh", str(ROOT / "exp.sh")]
-    done = subprocess.run(argv, cwd=home, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    exp_sh(home, tmp_path, env)
     assert {p.name for p in home.iterdir()} == {"my data", "my runs"}
     assert (home / "my data" / CIFAR10.archive).read_bytes() == ARCHIVE
     rows = pd.read_csv(home / "my runs" / "results" / "results.csv")
@@ -281,11 +284,8 @@ def test_the_fields_table_from_the_server_to_the_report(mirror, hundred, tmp_pat
         f"CIFAR100.md5 = {hashlib.md5(archive).hexdigest()!r}\n"
         f"CIFAR100.md5_of = {known}\n"
     )
-    env = os.environ | {
-        "PYTHON": sys.executable,
-        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+    env = {
         "CIFAR100_URL": mirror.replace("copy.tar.gz", "cifar100"),
-        "no_proxy": "*",
         "OUT_DIR": str(tmp_path / "out"),
         "DATA_DIR": str(tmp_path / "data"),
         "RECIPE": "crd",
@@ -296,9 +296,7 @@ def test_the_fields_table_from_the_server_to_the_report(mirror, hundred, tmp_pat
         "RANKS": "1",
         "FLAGS": "--device cpu --threads 1",
     }
-    argv = ["sh", str(ROOT / "exp.sh")]
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    exp_sh(tmp_path, tmp_path, env)
     rows = pd.read_csv(tmp_path / "out" / "results" / "results.csv").set_index("run_id")
     assert rows.role.value_counts().to_dict() == {"distill": 8, "teacher": 2, "student": 2}
     assert set(rows.recipe) == {"crd"} and set(rows.epochs) == {2} and set(rows.batch_size) == {64}
