@@ -24,7 +24,7 @@ SHOWN = {
     rows: "is_reference",
     stats: "LEVEL PRIOR",
     tables: "NONE beside_reference count distinct duration fixed look made_with mixed percent "
-    "pivot plural points reference_table several_teachers show taught_by title who",
+    "pivot plural points reference_grid reference_table several_teachers show taught_by title who",
 }
 for module, names in SHOWN.items():
     TEMPLATES.globals.update({name: getattr(module, name) for name in names.split()})

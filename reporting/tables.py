@@ -302,8 +302,14 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     return table.assign(difference=table["mean"] - table.test_acc)
 
 
+def reference_grid(cells: pd.DataFrame) -> pd.Series:
+    """Differences of beside_reference's rows of one grid as text, by CELL."""
+    index = pd.MultiIndex.from_frame(cells[KEY].set_axis(CELL, axis=1))
+    return pd.Series(cells.difference.map(points).to_numpy(), index)
+
+
 def reference_table(table: pd.DataFrame) -> str:
-    """beside_reference as Markdown."""
+    """beside_reference as Markdown, a row a line; empty for none."""
     text = table[KEY].map(lambda v: v if isinstance(v, str) else NONE if v == BLANK else f"{v:g}")
     text["this project"] = table.apply(spread, axis=1)
     text["reference"] = table.test_acc.map(percent)
