@@ -19,7 +19,7 @@ import flags
 import utils
 from engine import board
 from engine.rows import csv_path, read_rows
-from reporting import pictures, report
+from reporting import pairs, pictures, report
 from reporting.compare import Results, compare
 from reporting.rows import split
 
@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     # The report takes each schedule's own metric, so that it is a function of the CSV alone.
     found, teachers = compared(rows)
     shown = compared(rows, args.metric)[0] if args.metric else found
-    drawn = pictures.pictures(found)
+    # A table of methods by pairs is its own picture.
+    paired = {id(results) for table in pairs.tables(found) for results in table.members}
+    drawn = pictures.pictures([results for results in found if id(results) not in paired])
     text = report.write("REPORT.md", found, teachers, reference, drawn)
     table = report.write("table.md", shown, teachers, reference)
 
