@@ -222,7 +222,7 @@ def untrained(args: argparse.Namespace) -> Path:
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """Write results/TRIAL.md and its pictures, and print them and the conclusion.
+    """Write results/TRIAL.md and its pictures, and print its answer.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
@@ -234,12 +234,11 @@ def write_report(args: argparse.Namespace) -> None:
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():
         write_atomic(path.parent / f"{name}.png", png)
-    text = report.render("TRIAL.md", trial_page.page(found) | {"pictures": list(drawn)})
-    write_atomic(path.parent / "TRIAL.md", text.encode())
-    say(text)
-    say(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
-    for sentence in trial_page.answers(found):
-        say(sentence)
+    values = trial_page.page(found) | {"pictures": list(drawn), "captions": trial_pictures.CAPTIONS}
+    page = path.with_name("TRIAL.md")
+    write_atomic(page, report.render("TRIAL.md", values).encode())
+    say(report.render("answer", values))
+    say(f"all figures: {page}" + "".join(f", {name}.png" for name in drawn))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ PLACE = ["images", "width"]
 OF_PLACE = ("train_size", "epochs", "t_max", "draw", *OPTIMISER)  # settings a trial varies
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
 MARGIN = 0.005  # a difference that is certainly smaller is as good as none
-TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n curves
+TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n tables
 
 
 class Asked(NamedTuple):
@@ -227,7 +227,5 @@ def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
     values = np.concatenate([np.repeat(rows.to_numpy()[:1], lost, 0), rows.to_numpy()])
     count = len(values)
     below = np.arange(count)  # how many are worse
-    found = {}
-    for n in dict.fromkeys(min(n, count) for n in TRIES if count):
-        found[n] = comb(below, n - 1) / comb(count, n) @ values
+    found = {n: comb(below, n - 1) / comb(count, n) @ values for n in range(1, count + 1)}
     return pd.DataFrame(found, index=["val", "test"]).T

@@ -28,6 +28,7 @@ from engine.cells import Settings, run_id
 from engine.rows import COLUMNS, csv_path, read_rows
 from reporting import stats, trial_pictures
 from reporting import trial as fair
+from reporting import trial_answer as answer
 from reporting import trial_page as page
 from reporting.rows import clean
 from utils import UserError
@@ -262,8 +263,8 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     draw = [*flags, "--stage", "fresh", "--sides", "kd"]
     assert script(trial.main, *draw, "--draw", 1, "--train-size", 0) == 2
     assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("**40 images, cnn (width 4)**: ") and "points" in last
+    said = capsys.readouterr().out
+    assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
 
 
 def test_winners_are_measured_on_other_draws_of_the_images(golden):
@@ -274,7 +275,7 @@ def test_winners_are_measured_on_other_draws_of_the_images(golden):
     ]
     found = read(rows, draws=3)
     kd = found.tests[found.tests.side == "kd"].iloc[0]
-    assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "3 draws" in page.answers(found)[0]
+    assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "over 3 draws" in answer.how(found)
     assert read(rows[:-1], draws=3).whole == [] and read(golden, draws=2).whole == []
 
 
@@ -333,7 +334,7 @@ def golden():
 
 def test_golden_page(golden):
     """Read the diff, then `python tests/trial_rows.py`."""
-    assert text(golden, pictures=["trial-images", "trial-width"]) == GOLDEN.read_text()
+    assert text(golden, pictures=trial_pictures.CAPTIONS) == GOLDEN.read_text()
 
 
 def test_known_gains_come_out_and_bold_is_what_holds(golden):
@@ -368,8 +369,8 @@ def test_the_answer_is_one_sentence(gain, noise, says):
         for line in one_side(side, 2000, 16, 0.4 + own, noise=noise)
     ]
     found = read(rows)
-    [answer] = page.answers(found)
-    assert answer.startswith(f"**2,000 images, cnn**: {says}")
+    [line] = answer.answers(found)
+    assert line.startswith(f"**2,000 images, cnn**: {says}")
     assert ("**" in page.expect(found)) == ("not told" not in says and "gains less" not in says)
 
 
@@ -389,7 +390,7 @@ def test_what_fewer_tries_would_find_is_the_mean_over_all_that_could_be_drawn(go
     rows = found.rows[(found.rows.images == 500) & (found.rows.side == "kd")]
     rows = rows[rows.seed == 0].sort_values("val_acc")[["val_acc", "test_acc"]].to_numpy()
     best = fair.best_of(found, (500, 16), "kd")
-    assert list(best.index) == [1, 5, 10, TRIES]
+    assert list(best.index) == list(range(1, TRIES + 1))
     np.testing.assert_allclose(best.loc[1], rows.mean(0))
     np.testing.assert_allclose(best.loc[TRIES], rows[-1])
     draw = np.random.default_rng(0)
@@ -402,7 +403,8 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert (1000, 16) not in found.whole and 1000 not in set(found.tests.images)
     assert "| 1,000 | cnn | smooth | 20 of 20 | 6 of 6 | 2 of 5 |" in page.unfinished(found)
     assert "1,000" not in page.expect(found)
-    assert "Not all of it is there" in text(golden)
+    assert answer.lacking(found) == "1,000 images"
+    assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="answer")
 
 
 def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
@@ -420,6 +422,7 @@ def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_i
 def test_with_nothing_finished_nothing_is_found():
     rows = one_side("kd", 500, 16, 0.4, fresh=0)
     found = text(rows)
+    assert "## Figures" not in found and "—" not in found.split("What was done")[0]
     assert "No place is finished, so nothing has been found yet." in found
     assert "| 500 | cnn | alone | 0 of 20 | 0 of 6 | 0 of 5 |" in found
     assert trial_pictures.pictures(read(rows)) == {}
@@ -463,6 +466,28 @@ def test_unless_said_otherwise_many_images_have_fewer_fresh_seeds():
     assert "| 5,000 | cnn | kd | 20 of 20 | 6 of 6 | 5 of 10 |" in page.unfinished(found)
 
 
+def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places(golden):
+    rows = [row for row in golden if (row["train_size"], row["width"], row["seed"], row["method"])
+            not in {(45000, 16, 24, method) for method in ("none", "smooth", "kd")}]  # fmt: skip
+    lost = {row["run_id"] for row in golden} - {row["run_id"] for row in rows}
+    said = text(rows, template="answer", diverged=lost)
+    assert said.count("5 fresh seeds, where nothing else is said") == 1 == said.count("5 fresh")
+    assert said.count("(over 4 fresh seeds)") == 1
+    assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
+    assert "it beats at none of 4 places" in said and "shapes" not in said
+    drawn = text([row | {"dataset": "shapes"} for row in rows], template="answer", diverged=lost)
+    assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
+
+
+def test_a_border_is_told_by_side_and_place_where_there_are_several(golden):
+    found = read(golden)
+    keys = [(5000, 4, "kd"), (5000, 16, "kd"), (500, 16, "smooth")]
+    told = answer.sided(found, keys)
+    assert told == "smooth at 500 images; kd at 5,000 (width 4, 16) images"
+    one = read([row for row in golden if row["train_size"] == 500])
+    assert answer.sided(one, [(500, 16, "kd"), (500, 16, "smooth")]) == "smooth; kd"
+
+
 def test_trials_are_not_mixed(golden):
     other = one_side("alone", 500, 16, 0.4)
     for changes, what in (({"momentum": 0.0}, "momentum"), ({"model": "net.py:Net"}, "student")):
@@ -475,7 +500,7 @@ def test_trials_are_not_mixed(golden):
 
 def test_pictures_are_drawn_and_the_same_every_time(golden):
     first, second = (trial_pictures.pictures(read(golden)) for _ in range(2))
-    assert set(first) == {"trial-images", "trial-width"} and first == second
+    assert list(first) == list(trial_pictures.CAPTIONS) and first == second
     assert all(png.startswith(b"\x89PNG") for png in first.values())
 
 
@@ -499,8 +524,10 @@ def test_the_report_from_the_command_line(golden, tmp_path, capsys):
     pd.DataFrame(golden, columns=COLUMNS).to_csv(path, index=False)
     assert script(trial.main, *ask) == 0
     assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
-    assert (path.parent / "trial-images.png").exists()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("**45,000 images, cnn**: ")
+    assert all((path.parent / f"{name}.png").exists() for name in trial_pictures.CAPTIONS)
+    said = capsys.readouterr().out
+    assert "\n- **45,000 images, cnn**: " in said and "|" not in said
+    assert said.splitlines()[-1].startswith(f"all figures: {path.parent / 'TRIAL.md'}, ")
 
 
 def test_two_methods_search_what_either_has():
