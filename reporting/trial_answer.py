@@ -9,7 +9,7 @@ import pandas as pd
 
 from reporting.rows import student_name
 from reporting.stats import LEVEL
-from reporting.tables import points, span, with_interval
+from reporting.tables import percent, points, span, with_interval
 from reporting.trial import PLACE, Trial, best_of, places_of
 
 
@@ -65,10 +65,17 @@ def how(trial: Trial) -> str:
         return ""
     bases = pd.Series(based(trial))
     other = ", where nothing else is said" * (bases.nunique() > 1)
+    images = trial.tests.test_images.dropna()
+    apart = (
+        f" Test set ±: how far test sets of {span(images, '{:,.0f}'.format)} images would scatter "
+        "by their own sampling (95 %); no interval has it."
+    )
     return (
         "Gains in points of test accuracy over the student alone, which was tuned as well, with "
         f"95 % intervals over {bases.mode()[0]}{other}. A verdict holds after Holm's correction "
         f"over all {trial.tests.p.notna().sum()} differences of this page."
+        + apart
+        * bool(len(images))
     )
 
 
@@ -110,9 +117,11 @@ def verdict(test: pd.Series) -> str:
 
 
 def figure(test: pd.Series) -> str:
-    """`+2.74 [+2.23, +3.25]`."""
+    """`+2.74 [+2.23, +3.25] (test set ± 0.41)`, the latter where it is known."""
     text = with_interval(test.difference, test.half)
-    return text if np.isfinite(test.half) else f"{text} without an interval"
+    text += "" if np.isfinite(test.half) else " without an interval"
+    known = np.isfinite(test.sampled)
+    return text + (f" (test set ± {percent(test.sampled)})" if known else "")
 
 
 def lacking(trial: Trial) -> str:

@@ -45,6 +45,7 @@ def page(trial: Trial) -> dict:
         "any_small": bool((trial.tests.p_small <= LEVEL).any()),
         "several_draws": bool((trial.tests.draws > 1).any()),
         "one_draw": bool((trial.tests.draws == 1).any()),
+        "sampled": bool(trial.tests.sampled.notna().any()),
         "family": int(trial.tests.p.notna().sum()),
         "unfinished": unfinished(trial),
         "fewer": fewer(trial),
@@ -74,9 +75,13 @@ def at(trial: Trial, place: tuple) -> dict[str, str]:
 
 
 def gain(test: pd.Series) -> str:
-    """`+1.20 [+0.90, +1.50]`, bold where significant, ° where certainly within MARGIN."""
+    """`+1.20 [+0.90, +1.50] (± 0.41)`, bold where significant, ° where certainly within MARGIN.
+
+    In parentheses the sampling of the test set, where that is known.
+    """
     text = with_interval(test.difference, test.half) + "°" * bool(test.p_small <= LEVEL)
-    return f"**{text}**" if test.sign else text
+    text = f"**{text}**" if test.sign else text
+    return text + (f" (± {percent(test.sampled)})" if test.sampled == test.sampled else "")
 
 
 def expect(trial: Trial) -> str:

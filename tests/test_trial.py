@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from conftest import make_images, script
 from trial_rows import (
     FRESH,
@@ -24,6 +25,7 @@ import sides
 import train_teacher
 import trial
 import trial_cost
+import trial_images
 from engine.cells import Settings, run_id
 from engine.rows import COLUMNS, csv_path, read_rows
 from reporting import stats, trial_pictures
@@ -235,7 +237,9 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     length = 2 * 3 * (sides.PROBES - 1)
     search = length + 3 * first - sides.PROBES
     assert counts[:4] == [length // 2, length, search, search + 3 * (8 - first)]
-    assert counts[4] <= counts[3] + 3 * kept * 2 and counts[5] == counts[4] + 3 * 2
+    assert counts[4] <= counts[3] + 3 * kept * 2 and counts[5] == counts[6] == counts[4] + 3 * 2
+    by_image = trial_images.path_of(out, 40, 4)
+    measured = by_image.read_bytes()
     assert "diverged and left no row" in capsys.readouterr().err
     found = sides.with_sides(clean(read_rows(csv_path(out))))
     assert set(found.seed) == {0, 1, 2, 20, 21} and set(found.epochs) <= {2, 4}
@@ -246,9 +250,13 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
         assert set(part.config[part.seed >= 20]) == {sides.winner(part, kept)}
 
     before = csv_path(out).read_bytes()
-    for stage in ("length", "search", "fresh"):  # again: what is there and what diverged stays
+    for stage in ("length", "search", "fresh", "images"):  # again: what is there and diverged stays
         assert script(trial.main, "--stage", stage, *flags) == 0
-    assert csv_path(out).read_bytes() == before
+    assert csv_path(out).read_bytes() == before and by_image.read_bytes() == measured
+    assert "6 of 6 runs are in" in capsys.readouterr().err
+    right = trial_images.known(by_image, found)
+    fresh = found[found.seed >= 20].set_index("run_id").test_acc
+    assert {name: one.mean() for name, one in right.items()} == pytest.approx(fresh.to_dict())
 
     for side in ("kd-shuffled", "kd-random", "kd-self"):
         assert script(trial.main, "--stage", "search", *flags, "--sides", side) == 0
@@ -265,6 +273,7 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
     said = capsys.readouterr().out
     assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
+    assert "test sets of 20 images" in said and said.count("(test set ± ") == 2
 
 
 def test_winners_are_measured_on_other_draws_of_the_images(golden):
@@ -277,6 +286,69 @@ def test_winners_are_measured_on_other_draws_of_the_images(golden):
     kd = found.tests[found.tests.side == "kd"].iloc[0]
     assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "over 3 draws" in answer.how(found)
     assert read(rows[:-1], draws=3).whole == [] and read(golden, draws=2).whole == []
+    # Unless it is said, a place has as many as its rows.
+    mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
+    both = read(rows + mine)
+    kd = both.tests[(both.tests.side == "kd") & (both.tests.against == "alone")]
+    assert list(kd.draws) == [3, 1] and list(kd.n) == [3, FRESH]
+    assert "over 3 draws of the training images, where" in answer.how(both)
+    assert "(over 5 fresh seeds)" in answer.answers(both)[1]
+    assert read(rows[:-1] + mine).whole == [(5000, 4)]
+
+
+@pytest.fixture
+def by_image(golden):
+    """A place's rows, and which of 4,000 test images each fresh run is right on."""
+    rows = [dict(row) for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
+    draw, right = np.random.default_rng(0), {}
+    easy = draw.uniform(0, 1, 4000)
+    for row in rows:
+        if row["seed"] >= sides.FIRST_FRESH:
+            right[row["run_id"]] = easy < draw.normal(row["test_acc"], 0.1, 4000)
+            row["test_acc"] = right[row["run_id"]].mean()
+    return rows, right
+
+
+def test_the_test_sets_own_sampling_is_what_a_paired_bootstrap_over_images_gives(by_image):
+    rows, right = by_image
+    found = read(rows, right=right)
+    own = {row["run_id"]: row["method"] for row in rows}
+    kd, alone = (
+        np.mean([bits for run, bits in right.items() if own[run] == method], axis=0)
+        for method in ("kd", "none")
+    )
+    test = found.tests[(found.tests.side == "kd") & (found.tests.against == "alone")].iloc[0]
+    assert test.difference == pytest.approx((kd - alone).mean()) and test.test_images == 4000
+    low, high = scipy.stats.bootstrap(
+        (kd, alone), lambda a, b, axis: (a - b).mean(axis), paired=True, n_resamples=2000,
+        batch=200, method="percentile", random_state=1,
+    ).confidence_interval  # fmt: skip
+    assert test.sampled == pytest.approx((high - low) / 2, rel=0.08)
+    [line] = answer.answers(found)
+    assert line.count(" (test set ± ") == 2 and "test sets of 4,000 images" in answer.how(found)
+    assert page.expect(found).count("(± ") == 3
+    # Never mixed with the seeds' interval; and not known where one run's images are not.
+    bare = read(rows, right=dict(list(right.items())[1:]))
+    assert (bare.tests.half == found.tests.half).all()
+    assert bare.tests.sampled.isna().sum() == 2
+    assert answer.answers(bare)[0].count("test set ±") == 0
+
+
+def test_a_stale_file_of_images_cannot_lie(by_image, tmp_path):
+    rows, right = by_image
+    here, path = frame(rows), tmp_path / "right" / "1x1.npz"
+    trial_images.add(path, here, dict(list(right.items())[:5]))
+    trial_images.add(path, here, right)
+    kept = trial_images.known(path, here)
+    assert kept.keys() == right.keys()
+    assert all((kept[name] == bits).all() for name, bits in right.items())
+    name = next(iter(right))
+    for off in (0.0004, 0.1):
+        moved = here.assign(test_acc=here.test_acc + off * (here.run_id == name))
+        assert trial_images.known(path, moved).keys() == right.keys() - {name}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot read"):
+        trial_images.known(path, here)
 
 
 def test_mistakes(small, capsys):

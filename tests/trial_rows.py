@@ -90,9 +90,9 @@ def frame(rows):
     return sides.with_sides(clean(pd.DataFrame(rows, columns=COLUMNS)))
 
 
-def read(rows, fresh=FRESH, diverged=frozenset(), draws=1):
+def read(rows, fresh=FRESH, diverged=frozenset(), draws=None, right=None):
     asked = fair.Asked(TRIES, fresh, draws)
-    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), asked, diverged)
+    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), asked, diverged, right)
 
 
 def text(rows, pictures=(), template="TRIAL.md", **how):
