@@ -4,9 +4,9 @@
     python trial.py --report --out-dir out
 
 trial.sh runs all stages at all places: length (how many steps are enough), search and widen (what
-each side tries), final (the best again, with more seeds) and fresh (the winners, with seeds that
-chose nothing). A stage reads the rows of those before from results.csv. What is tried and how it is
-chosen is in sides.py, why in docs/trial.md.
+each side tries), final (the best again, with more seeds), fresh (the winners, with seeds that chose
+nothing) and images (which test images those are right on). A stage reads the rows of those before
+from results.csv. What is tried and how it is chosen is in sides.py, why in docs/trial.md.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from utils import (
     write_atomic,
 )
 
-STAGES = ("length", "search", "widen", "final", "fresh")
+STAGES = ("length", "search", "widen", "final", "fresh", "images")
 STEPS, LEAST_EPOCHS, DOUBLINGS = 2000, 20, 2
 VAL_SIZE = 5000  # images held out at most, where the trial says how many
 # Set by the trial, so that their flags are refused.
@@ -67,6 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     args.eval_every = args.epochs = args.t_max = length_here(args, here, known)
+    if args.stage == "images":
+        import trial_images  # the other stages need none of it
+
+        here = here[here.epochs == args.epochs]
+        trial_images.evaluate(fresh_here(args, here), here, args)
+        return
     meet_control(args, here)
     settings = settings_of(args)
     cells = [cell for cell in cells_of(args, here) if run_id(cell, settings) not in known]
@@ -177,6 +183,13 @@ def cells_of(args: argparse.Namespace, here: pd.DataFrame) -> list[Cell]:
     return cells
 
 
+def fresh_here(args: argparse.Namespace, here: pd.DataFrame) -> pd.DataFrame:
+    """The rows of this draw's fresh runs of the sides' winners, of this place's and length's."""
+    mine = here.seed.isin(sides.fresh_seeds(args.images, args.fresh)) & (here.draw == args.draw)
+    best = {s: sides.winner(here[here.side == s], sides.keep(args.tries)) for s in args.sides}
+    return here[mine & (here.side.map(best) == here.config)]
+
+
 def rows_here(args: argparse.Namespace) -> pd.DataFrame:
     """The sides' rows at this place, with these settings, of any length and draw."""
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
@@ -222,24 +235,26 @@ def untrained(args: argparse.Namespace) -> Path:
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """Write results/TRIAL.md and its pictures, and print them and the conclusion.
+    """Write results/TRIAL.md and its pictures, and print its answer.
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
+    import trial_images
     from reporting import report, trial, trial_page, trial_pictures  # a stage needs none of them
 
     path = csv_path(args.out_dir)
     asked = trial.Asked(args.tries, args.fresh, args.draws)
-    found = trial.read(clean(read_rows(path)), asked, sides.diverged(args.out_dir))
+    rows = clean(read_rows(path))
+    right = trial_images.everywhere(args.out_dir, rows)
+    found = trial.read(rows, asked, sides.diverged(args.out_dir), right)
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():
         write_atomic(path.parent / f"{name}.png", png)
-    text = report.render("TRIAL.md", trial_page.page(found) | {"pictures": list(drawn)})
-    write_atomic(path.parent / "TRIAL.md", text.encode())
-    say(text)
-    say(f"written: {', '.join(['TRIAL.md', *(f'{name}.png' for name in drawn)])}")
-    for sentence in trial_page.answers(found):
-        say(sentence)
+    values = trial_page.page(found) | {"pictures": list(drawn), "captions": trial_pictures.CAPTIONS}
+    page = path.with_name("TRIAL.md")
+    write_atomic(page, report.render("TRIAL.md", values).encode())
+    say(report.render("answer", values))
+    say(f"all figures: {page}" + "".join(f", {name}.png" for name in drawn))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -269,8 +284,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--fresh", type=flags.WIDTH, metavar="N",
         help=f"fresh seeds: how many measure the winners (default: {sides.FRESH}, "
         f"with more than {sides.MANY:,} images {sides.FEWER_FRESH})")  # fmt: skip
-    add("--draws", type=flags.COUNT, default=1, metavar="N",
-        help="draws of the training images on which the winners are measured")  # fmt: skip
+    add("--draws", type=flags.COUNT, metavar="N",
+        help="draws of the training images on which the winners are measured (default: 1; of a "
+        "report, as many as a place has)")  # fmt: skip
     p.set_defaults(train_size=5000, val_size=5000)
     for action in p._actions:
         if action.dest in (*OWN, "milestones", "gamma"):  # refused
@@ -298,7 +314,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--tries {args.tries} is no search: {2 * sides.PROBES} at least")
     if not args.val_size:
         raise UserError("a trial needs --val-size: held-out images, on which everything is chosen")
-    if args.draw and args.stage != "fresh":
+    if args.draw and args.stage not in ("fresh", "images"):
         raise UserError("--draw: everything is chosen on the first draw, leave it out")
     alone = set(args.sides) & set(sides.OWN_TEACHER)
     if alone and len(args.sides) > 1 and args.stage:

@@ -85,8 +85,8 @@ done
 own=''  # a network of somebody's own is in no checkpoint
 case "$TEACHER_MODEL" in torchvision:* | timm:*) ;; *:*) own="--teacher-model $TEACHER_MODEL" ;; esac
 COMMON="--val-size $VAL_SIZE $FLAGS"
-asked="--tries $TRIES ${FRESH:+--fresh $FRESH} --draws $DRAWS" # unset: as many as sides.py has
-how="$THREADS --student $STUDENT --steps $STEPS --doublings $DOUBLINGS $asked"
+asked="--tries $TRIES ${FRESH:+--fresh $FRESH}" # unset: as many as sides.py has
+how="$THREADS --student $STUDENT --steps $STEPS --doublings $DOUBLINGS $asked --draws $DRAWS"
 
 # A failure at one place does not stop the others; the report names unfinished ones.
 attempt() { # a command; its status is that of the command, and $failed keeps earlier failures
@@ -109,7 +109,9 @@ stage() { # its name, a draw, a place, and what else trial.py is told
     name=$1 draw=$2 size=${3%:*} width=${3#*:} && shift 3
     [ "$draw" != 0 ] || draw=''
     echo "== $size images${width:+, width $width}: $name${draw:+, draw $((draw + 1))}" >&2
-    attempt launch "$RANKS" trial.py $how $own --stage "$name" --train-size "$size" \
+    ranks=$RANKS
+    [ "$name" != images ] || ranks=1 # it trains nothing
+    attempt launch "$ranks" trial.py $how $own --stage "$name" --train-size "$size" \
         ${width:+--width $width} ${draw:+--draw $draw} "$@"
 }
 
@@ -130,6 +132,7 @@ sides_at() { # how many draws, a place, and what else trial.py is told
     while [ "$number" -lt "$draws" ]; do
         teacher_of "$number"
         stage fresh "$number" "$place" "$@" ${teacher:+--teacher "$teacher"} || return 0
+        stage images "$number" "$place" "$@" ${teacher:+--teacher "$teacher"} || :
         number=$((number + 1))
     done
 }

@@ -75,7 +75,8 @@ def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) ->
         search = size.tries + sides.keep(size.tries) * (len(sides.FINAL_SEEDS) - 1)
         fresh = len(sides.fresh_seeds(images, size.fresh))
         count = sum(
-            search + fresh * (1 if side in sides.OWN_TEACHER else args.draws) for side in args.sides
+            search + fresh * (1 if side in sides.OWN_TEACHER else args.draws or 1)
+            for side in args.sides
         )
         # To see that a length is enough takes a run of it, and one of twice it.
         probes = sides.PROBES * len(sides.FINAL_SEEDS) * (args.doublings > 0)

@@ -22,7 +22,7 @@ PLACE = ["images", "width"]
 OF_PLACE = ("train_size", "epochs", "t_max", "draw", *OPTIMISER)  # settings a trial varies
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
 MARGIN = 0.005  # a difference that is certainly smaller is as good as none
-TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n curves
+TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n tables
 
 
 class Asked(NamedTuple):
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 
     tries: int = sides.TRIES  # configurations a side
     fresh: int | None = None  # seeds a winner; None: as many as sides.fresh_seeds has
-    draws: int = 1  # draws of the training images
+    draws: int | None = None  # of the training images; None: as many as the place's main sides had
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,12 @@ class Trial:
     `asked` (how many fresh ones there should be), `lost` (how many fresh ones diverged),
     `lost_search`, `choice` (the winner's Config or None), `borders` (of it, as sides.borders),
     `val` (its held-out mean over the final's seeds), `accuracy` (its test accuracies, a Series by
-    draw and fresh seed), `train` (mean train_acc of those), `whole` (of side and place).
+    draw and fresh seed), `runs` (their run ids), `train` (mean train_acc of those), `whole` (of
+    side and place).
     `tests`: images, width, side, against, draws, n (draws, or seeds of a lone one), difference,
     half (of the 95 % interval over those), p, p_holm, sign (1 above, -1 below, 0 not significant),
     and p_small: that the difference is within MARGIN; both corrected over all of whole places.
+    `sampled`: 1.96 standard errors of the difference over the `test_images` (NaN: not known).
     `lengths`, by place: `epochs`, `steps`, and `moved`, the gain of the student alone by twice as
     many (NaN: not tried).
     """
@@ -70,9 +72,15 @@ class Trial:
 # ---------------------------------------------------------------- from rows to comparisons
 
 
-def read(rows: pd.DataFrame, asked: Asked, diverged: set[str]) -> Trial:
+def read(
+    rows: pd.DataFrame,
+    asked: Asked,
+    diverged: set[str],
+    right: dict[str, np.ndarray] | None = None,
+) -> Trial:
     """The trial in cleaned rows; `diverged` are run ids of runs that diverged and left no row.
 
+    `right`: by run id, bool (test images,), which of those a run is right on, where that is known.
     Raises UserError where there is no run of a trial, or runs of several.
     """
     teachers = rows[rows.role == "teacher"]
@@ -96,7 +104,7 @@ def read(rows: pd.DataFrame, asked: Asked, diverged: set[str]) -> Trial:
     done = entries.tried & (entries.fresh + entries.lost == entries.asked) & (entries.fresh > 1)
     main = done[done.index.isin(sides.MAIN, level="side")].groupby(PLACE).all()
     entries["whole"] = done & main.reindex(entries.index.droplevel("side")).to_numpy()
-    return Trial(asked, rows, teachers, entries, compare(entries), lengths)
+    return Trial(asked, rows, teachers, entries, compare(entries, right or {}), lengths)
 
 
 def needed(place: pd.DataFrame) -> dict:
@@ -138,7 +146,9 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     best, choice = sides.finalists(rows, count), sides.winner(rows, count)
     final = final[final.index.isin(best)]
     seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
-    draws = range(1 if side in sides.OWN_TEACHER else asked.draws)
+    measured = place[place.side.isin(sides.MAIN) & (place.seed >= sides.FIRST_FRESH)]
+    drawn = asked.draws or 1 + int(max(measured.draw, default=0))
+    draws = range(1 if side in sides.OWN_TEACHER else drawn)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
     first, taught = place.iloc[0], rows.teacher_seed.dropna().unique()
 
@@ -167,6 +177,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
         "borders": sides.borders(side, choice, rows) if winning else [],
         "val": final.loc[choice].mean() if winning else np.nan,
         "accuracy": winners.set_index(["draw", "seed"]).test_acc,
+        "runs": winners.set_index(["draw", "seed"]).run_id,
         "train": winners.train_acc.mean(),
         "tried": tried,
     }
@@ -179,16 +190,18 @@ def settings_of(row: pd.Series, draw: int) -> list[Settings]:
     return [Settings(**own | {"train_size": n, "draw": draw}) for n in sizes]
 
 
-def compare(entries: pd.DataFrame) -> pd.DataFrame:
+def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame:
     """Trial.tests: every whole side minus the student alone, and each side but these minus smooth.
 
     Plain paired t-tests: unlike cells of a grid, sides need not be equally noisy. Over the draws'
     means where there are several, else over seeds.
     """
     columns = [*PLACE, "side", "against", "draws", "n", "difference", "half", "p", "df"]
+    columns += ["sampled", "test_images"]
     found = []
     for place, part in entries[entries.whole].groupby(PLACE):
         values = pd.DataFrame(part.accuracy.droplevel(PLACE).to_dict())
+        runs = pd.DataFrame(part.runs.droplevel(PLACE).to_dict())
         pairs = [(side, "alone") for side in values if side != "alone"]
         pairs += [(side, "smooth") for side in values if side not in ("alone", "smooth")]
         for pair in pairs:
@@ -196,12 +209,31 @@ def compare(entries: pd.DataFrame) -> pd.DataFrame:
             draws = both.index.get_level_values("draw").nunique()
             over = both.groupby("draw").mean() if draws > 1 else both
             [test] = stats.contrasts(over, [pair]).to_dict("records")
+            test |= sampling(runs.loc[both.index, list(pair)], right)
             found.append(dict(zip(columns, [*place, *pair, draws], strict=False)) | test)
     tests = pd.DataFrame(found, columns=columns)
     tests["p_holm"] = stats.holm(tests.p)
     tests["p_small"] = stats.holm(stats.equivalent(tests, MARGIN))
     significant = tests.p_holm <= stats.LEVEL
     return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
+
+
+def sampling(runs: pd.DataFrame, right: dict[str, np.ndarray]) -> dict[str, float]:
+    """`sampled` and `test_images` of Trial.tests, for the run ids of two sides by draw and seed.
+
+    The difference is a mean over images, of each image's difference of the sides' mean correctness:
+    its standard error is that mean's, for these networks. NaN unless all of them are known.
+    """
+    unknown = {"sampled": np.nan, "test_images": np.nan}
+    bits = [[right.get(run) for run in pair] for pair in runs.to_numpy()]
+    sizes = {-1 if one is None else len(one) for pair in bits for one in pair}
+    if len(sizes) != 1 or -1 in sizes:
+        return unknown
+    of_draw = runs.groupby("draw")[runs.columns[0]].transform("size")  # draws count alike
+    gaps = np.array([np.subtract(*pair, dtype=float) for pair in bits])
+    gaps = np.average(gaps, axis=0, weights=1 / of_draw)  # (test images,)
+    count = len(gaps)
+    return {"sampled": 1.96 * gaps.std(ddof=1) / np.sqrt(count), "test_images": count}
 
 
 def places_of(frame: pd.DataFrame) -> list[tuple]:
@@ -227,7 +259,5 @@ def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
     values = np.concatenate([np.repeat(rows.to_numpy()[:1], lost, 0), rows.to_numpy()])
     count = len(values)
     below = np.arange(count)  # how many are worse
-    found = {}
-    for n in dict.fromkeys(min(n, count) for n in TRIES if count):
-        found[n] = comb(below, n - 1) / comb(count, n) @ values
+    found = {n: comb(below, n - 1) / comb(count, n) @ values for n in range(1, count + 1)}
     return pd.DataFrame(found, index=["val", "test"]).T

@@ -1,12 +1,12 @@
-"""The fair trial's page: its sentences and tables, for the template."""
+"""The fair trial's page below its answer: tables, what was chosen and what was done."""
 
-import re
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 import sides
-from reporting.rows import PROTOCOL, applies, student_name
+from reporting.rows import PROTOCOL, applies
 from reporting.stats import LEVEL
 from reporting.tables import (
     distinct,
@@ -19,7 +19,8 @@ from reporting.tables import (
     span,
     with_interval,
 )
-from reporting.trial import OF_PLACE, PLACE, TUNED, Trial, best_of, places_of
+from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
+from reporting.trial_answer import answer, gain_by_tries, named_place, seen_by, student
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -35,20 +36,20 @@ def page(trial: Trial) -> dict:
     """The template's values: texts and tables."""
     rows = trial.rows
     fixed = [n for n in PROTOCOL if n not in OF_PLACE and applies(n, rows.iloc[0])]
-    return {
-        "answers": answers(trial),
-        "findings": findings(trial),
+    return answer(trial) | {
         "expect": expect(trial),
         "others": others(trial),
         "about": {side: ABOUT[side] for side in trial.sides if side in ABOUT},
+        "tuning": tuning(trial),
         "any_lost": bool(trial.entries.lost[trial.entries.whole].any()),
         "any_small": bool((trial.tests.p_small <= LEVEL).any()),
-        "draws": int(trial.tests.draws.max()) if len(trial.tests) else 1,
+        "several_draws": bool((trial.tests.draws > 1).any()),
+        "one_draw": bool((trial.tests.draws == 1).any()),
+        "sampled": bool(trial.tests.sampled.notna().any()),
         "family": int(trial.tests.p.notna().sum()),
         "unfinished": unfinished(trial),
         "fewer": fewer(trial),
         "choices": choices(trial),
-        "at_border": at_border(trial),
         "settings": {name: distinct(rows[name])[0] for name in fixed},
         "lengths": lengths(trial),
         "teachers": taught_by(trial),
@@ -65,68 +66,22 @@ def page(trial: Trial) -> dict:
     }
 
 
-def student(trial: Trial, width: float) -> str:
-    """The student's name, with its width where that is not its own."""
-    return student_name(trial.rows.model.iloc[0], width)
-
-
 def at(trial: Trial, place: tuple) -> dict[str, str]:
     """A place as a line of a table begins."""
     return {"images": f"{place[0]:,.0f}", "student": student(trial, place[1])}
 
 
-def named_place(trial: Trial, place: tuple) -> str:
-    return f"{place[0]:,.0f} images, {student(trial, place[1])}"
-
-
-# ---------------------------------------------------------------- the answer
-
-
-def answers(trial: Trial) -> list[str]:
-    """A sentence for each place: whether a teacher is worth it, with the interval."""
-    tests = trial.tests.set_index([*PLACE, "side", "against"])
-    told = []
-    for place in places_of(trial.entries):
-        where = named_place(trial, place)
-        if place not in trial.whole:
-            told.append(f"**{where}**: unfinished, so nothing is known yet.")
-            continue
-        kd, smooth = (tests.loc[(*place, side, "alone")] for side in ("kd", "smooth"))
-        told.append(
-            f"**{where}**: {verdict(kd)} ({over(kd)}); label smoothing, without a teacher, "
-            f"{with_interval(smooth.difference, smooth.half)}."
-        )
-    return told
-
-
-def verdict(test: pd.Series) -> str:
-    """What a difference to the student alone says, in words."""
-    value = f"{with_interval(test.difference, test.half)} points"
-    small = test.p_small <= LEVEL
-    if test.sign > 0:
-        less = ", but less than half a point" if small else ""
-        return f"a teacher is worth it{less}: {value}"
-    if test.sign < 0:
-        return f"a teacher does harm{', by less than half a point' if small else ''}: {value}"
-    if small:
-        return f"a teacher gains less than half a point: {value}"
-    low, high = points(test.difference - test.half), points(test.difference + test.half)
-    if not np.isfinite(test.half):
-        return f"not told: {value}, without an interval"
-    return f"not told: {points(test.difference)} points, and {low} to {high} are possible"
-
-
-def over(test: pd.Series) -> str:
-    """What an interval is over."""
-    if test.draws > 1:
-        return f"95 % interval over {test.draws:g} draws of the training images"
-    return f"95 % interval over {test.n:g} fresh seeds"
+# ---------------------------------------------------------------- the tables
 
 
 def gain(test: pd.Series) -> str:
-    """`+1.20 [+0.90, +1.50]`, bold where significant, ° where certainly within MARGIN."""
+    """`+1.20 [+0.90, +1.50] (± 0.41)`, bold where significant, ° where certainly within MARGIN.
+
+    In parentheses the sampling of the test set, where that is known.
+    """
     text = with_interval(test.difference, test.half) + "°" * bool(test.p_small <= LEVEL)
-    return f"**{text}**" if test.sign else text
+    text = f"**{text}**" if test.sign else text
+    return text + (f" (± {percent(test.sampled)})" if test.sampled == test.sampled else "")
 
 
 def expect(trial: Trial) -> str:
@@ -178,19 +133,28 @@ def unfinished(trial: Trial) -> str:
 # ---------------------------------------------------------------- fewer tries, and lengths
 
 
+def tuning(trial: Trial) -> str:
+    """The table of what kd gains over the student alone, each with the best of so many tries."""
+    return show_lines(
+        [at(trial, p) | by_tries(gain_by_tries(trial, p), points) for p in trial.whole]
+    )
+
+
 def fewer(trial: Trial) -> str:
     """The table of what each side reaches with so many tries; empty if no place is whole."""
     lines = []
     for place in trial.whole:
         for side in trial.sides:
             if (*place, side) in trial.entries.index and trial.entries.loc[(*place, side)].whole:
-                found = best_of(trial, place, side)
-                figures = {
-                    f"{n:g}": f"{percent(one.val)} ({percent(one.test)})"
-                    for n, one in found.iterrows()
-                }
-                lines.append(at(trial, place) | {"side": side} | figures)
+                found = best_of(trial, place, side).map(percent)
+                figures = found.val + " (" + found.test + ")"
+                lines.append(at(trial, place) | {"side": side} | by_tries(figures, str))
     return show_lines(lines)
+
+
+def by_tries(figures: pd.Series, words: Callable[..., str]) -> dict[str, str]:
+    """Some of the figures by number of tries: those of TRIES, and the last."""
+    return {f"{n:g}": words(one) for n, one in figures.items() if n in (*TRIES, figures.index[-1])}
 
 
 def lengths(trial: Trial) -> list[str]:
@@ -241,15 +205,6 @@ def named(side: str, name: str) -> str:
     return "ε" if (side, name) == ("smooth", "alpha") else NAMES[name]
 
 
-def at_border(trial: Trial) -> list[str]:
-    """The choices at a border, as `kd at 500 images, cnn`."""
-    return [
-        f"{side} at {named_place(trial, place)}"
-        for (*place, side), one in trial.entries.iterrows()
-        if one.borders
-    ]
-
-
 def taught_by(trial: Trial) -> list[str]:
     """A sentence for each teacher: what it was trained on, by its run id."""
     lines = []
@@ -266,61 +221,3 @@ def taught_by(trial: Trial) -> list[str]:
             trained = "It has its first weights."
         lines.append(f"`{teacher}` (`{sha}`{grade}) taught {who}. {trained}")
     return lines
-
-
-def seen_by(teacher: str) -> str:
-    """`all images`, `all images but 5,000` or `1,000 images`, by a teacher's run id."""
-    found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
-    count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
-    if "n" in count:
-        return f"{count['n']} images"
-    return "all images" + (f" but {count['val']}" if "val" in count else "")
-
-
-# ---------------------------------------------------------------- over all places
-
-
-def findings(trial: Trial) -> list[str]:
-    """Sentences over all whole places."""
-    if not trial.whole:
-        return ["No place is finished, so nothing has been found yet."]
-    tests = trial.tests
-    kd = tests[(tests.side == "kd") & (tests.against == "alone")]
-    rival = tests[(tests.side == "kd") & (tests.against == "smooth")]
-    smooth = tests[(tests.side == "smooth") & (tests.against == "alone")]
-    taught = trial.rows[trial.rows.side == "kd"]
-    seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
-    few, all_of_them = (ranged(best_gains(trial, n)) for n in (1, trial.asked.tries))
-    return [
-        f"With a teacher trained on {seen}, distillation beats the student alone that was tuned "
-        f"as well {held(kd)} ({ranged(kd.difference)}), and at {(kd.p_small <= LEVEL).sum()} its "
-        "gain or loss is less than half a point.",
-        f"Label smoothing, which needs no teacher, beats it {held(smooth)} "
-        f"({ranged(smooth.difference)}), and distillation beats label smoothing {held(rival)} "
-        f"({ranged(rival.difference)}).",
-        f"Is it tuning? With one try a side, drawn by chance, distillation is {few} from the "
-        f"student alone, and with the best of all {trial.asked.tries} {all_of_them} (expected test "
-        "accuracy, in the search's one seed).",
-    ]
-
-
-def best_gains(trial: Trial, tries: int) -> pd.Series:
-    """By whole place: kd minus the student alone on test, each with the best of so many tries."""
-
-    def reached(place: tuple, side: str) -> float:
-        found = best_of(trial, place, side).test
-        return found[found.index <= tries].iloc[-1]
-
-    return pd.Series([reached(p, "kd") - reached(p, "alone") for p in trial.whole])
-
-
-def held(tests: pd.DataFrame) -> str:
-    """`at 3 of 6 places (and is below it at 1)`, after correction."""
-    below = int((tests.sign < 0).sum())
-    also = f" (and is below it at {below})" if below else ""
-    return f"at {(tests.sign > 0).sum()} of {plural(len(tests), 'place')}{also}"
-
-
-def ranged(values: pd.Series) -> str:
-    """`+0.10 to +1.20 points`."""
-    return f"{span(values, points)} points"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from conftest import make_images, script
 from trial_rows import (
     FRESH,
@@ -24,10 +25,12 @@ import sides
 import train_teacher
 import trial
 import trial_cost
+import trial_images
 from engine.cells import Settings, run_id
 from engine.rows import COLUMNS, csv_path, read_rows
 from reporting import stats, trial_pictures
 from reporting import trial as fair
+from reporting import trial_answer as answer
 from reporting import trial_page as page
 from reporting.rows import clean
 from utils import UserError
@@ -234,7 +237,9 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     length = 2 * 3 * (sides.PROBES - 1)
     search = length + 3 * first - sides.PROBES
     assert counts[:4] == [length // 2, length, search, search + 3 * (8 - first)]
-    assert counts[4] <= counts[3] + 3 * kept * 2 and counts[5] == counts[4] + 3 * 2
+    assert counts[4] <= counts[3] + 3 * kept * 2 and counts[5] == counts[6] == counts[4] + 3 * 2
+    by_image = trial_images.path_of(out, 40, 4)
+    measured = by_image.read_bytes()
     assert "diverged and left no row" in capsys.readouterr().err
     found = sides.with_sides(clean(read_rows(csv_path(out))))
     assert set(found.seed) == {0, 1, 2, 20, 21} and set(found.epochs) <= {2, 4}
@@ -245,9 +250,13 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
         assert set(part.config[part.seed >= 20]) == {sides.winner(part, kept)}
 
     before = csv_path(out).read_bytes()
-    for stage in ("length", "search", "fresh"):  # again: what is there and what diverged stays
+    for stage in ("length", "search", "fresh", "images"):  # again: what is there and diverged stays
         assert script(trial.main, "--stage", stage, *flags) == 0
-    assert csv_path(out).read_bytes() == before
+    assert csv_path(out).read_bytes() == before and by_image.read_bytes() == measured
+    assert "6 of 6 runs are in" in capsys.readouterr().err
+    right = trial_images.known(by_image, found)
+    fresh = found[found.seed >= 20].set_index("run_id").test_acc
+    assert {name: one.mean() for name, one in right.items()} == pytest.approx(fresh.to_dict())
 
     for side in ("kd-shuffled", "kd-random", "kd-self"):
         assert script(trial.main, "--stage", "search", *flags, "--sides", side) == 0
@@ -262,8 +271,9 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     draw = [*flags, "--stage", "fresh", "--sides", "kd"]
     assert script(trial.main, *draw, "--draw", 1, "--train-size", 0) == 2
     assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("**40 images, cnn (width 4)**: ") and "points" in last
+    said = capsys.readouterr().out
+    assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
+    assert "test sets of 20 images" in said and said.count("(test set ± ") == 2
 
 
 def test_winners_are_measured_on_other_draws_of_the_images(golden):
@@ -274,8 +284,71 @@ def test_winners_are_measured_on_other_draws_of_the_images(golden):
     ]
     found = read(rows, draws=3)
     kd = found.tests[found.tests.side == "kd"].iloc[0]
-    assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "3 draws" in page.answers(found)[0]
+    assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "over 3 draws" in answer.how(found)
     assert read(rows[:-1], draws=3).whole == [] and read(golden, draws=2).whole == []
+    # Unless it is said, a place has as many as its rows.
+    mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
+    both = read(rows + mine)
+    kd = both.tests[(both.tests.side == "kd") & (both.tests.against == "alone")]
+    assert list(kd.draws) == [3, 1] and list(kd.n) == [3, FRESH]
+    assert "over 3 draws of the training images, where" in answer.how(both)
+    assert "(over 5 fresh seeds)" in answer.answers(both)[1]
+    assert read(rows[:-1] + mine).whole == [(5000, 4)]
+
+
+@pytest.fixture
+def by_image(golden):
+    """A place's rows, and which of 4,000 test images each fresh run is right on."""
+    rows = [dict(row) for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
+    draw, right = np.random.default_rng(0), {}
+    easy = draw.uniform(0, 1, 4000)
+    for row in rows:
+        if row["seed"] >= sides.FIRST_FRESH:
+            right[row["run_id"]] = easy < draw.normal(row["test_acc"], 0.1, 4000)
+            row["test_acc"] = right[row["run_id"]].mean()
+    return rows, right
+
+
+def test_the_test_sets_own_sampling_is_what_a_paired_bootstrap_over_images_gives(by_image):
+    rows, right = by_image
+    found = read(rows, right=right)
+    own = {row["run_id"]: row["method"] for row in rows}
+    kd, alone = (
+        np.mean([bits for run, bits in right.items() if own[run] == method], axis=0)
+        for method in ("kd", "none")
+    )
+    test = found.tests[(found.tests.side == "kd") & (found.tests.against == "alone")].iloc[0]
+    assert test.difference == pytest.approx((kd - alone).mean()) and test.test_images == 4000
+    low, high = scipy.stats.bootstrap(
+        (kd, alone), lambda a, b, axis: (a - b).mean(axis), paired=True, n_resamples=2000,
+        batch=200, method="percentile", random_state=1,
+    ).confidence_interval  # fmt: skip
+    assert test.sampled == pytest.approx((high - low) / 2, rel=0.08)
+    [line] = answer.answers(found)
+    assert line.count(" (test set ± ") == 2 and "test sets of 4,000 images" in answer.how(found)
+    assert page.expect(found).count("(± ") == 3
+    # Never mixed with the seeds' interval; and not known where one run's images are not.
+    bare = read(rows, right=dict(list(right.items())[1:]))
+    assert (bare.tests.half == found.tests.half).all()
+    assert bare.tests.sampled.isna().sum() == 2
+    assert answer.answers(bare)[0].count("test set ±") == 0
+
+
+def test_a_stale_file_of_images_cannot_lie(by_image, tmp_path):
+    rows, right = by_image
+    here, path = frame(rows), tmp_path / "right" / "1x1.npz"
+    trial_images.add(path, here, dict(list(right.items())[:5]))
+    trial_images.add(path, here, right)
+    kept = trial_images.known(path, here)
+    assert kept.keys() == right.keys()
+    assert all((kept[name] == bits).all() for name, bits in right.items())
+    name = next(iter(right))
+    for off in (0.0004, 0.1):
+        moved = here.assign(test_acc=here.test_acc + off * (here.run_id == name))
+        assert trial_images.known(path, moved).keys() == right.keys() - {name}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot read"):
+        trial_images.known(path, here)
 
 
 def test_mistakes(small, capsys):
@@ -333,7 +406,7 @@ def golden():
 
 def test_golden_page(golden):
     """Read the diff, then `python tests/trial_rows.py`."""
-    assert text(golden, pictures=["trial-images", "trial-width"]) == GOLDEN.read_text()
+    assert text(golden, pictures=trial_pictures.CAPTIONS) == GOLDEN.read_text()
 
 
 def test_known_gains_come_out_and_bold_is_what_holds(golden):
@@ -368,8 +441,8 @@ def test_the_answer_is_one_sentence(gain, noise, says):
         for line in one_side(side, 2000, 16, 0.4 + own, noise=noise)
     ]
     found = read(rows)
-    [answer] = page.answers(found)
-    assert answer.startswith(f"**2,000 images, cnn**: {says}")
+    [line] = answer.answers(found)
+    assert line.startswith(f"**2,000 images, cnn**: {says}")
     assert ("**" in page.expect(found)) == ("not told" not in says and "gains less" not in says)
 
 
@@ -389,7 +462,7 @@ def test_what_fewer_tries_would_find_is_the_mean_over_all_that_could_be_drawn(go
     rows = found.rows[(found.rows.images == 500) & (found.rows.side == "kd")]
     rows = rows[rows.seed == 0].sort_values("val_acc")[["val_acc", "test_acc"]].to_numpy()
     best = fair.best_of(found, (500, 16), "kd")
-    assert list(best.index) == [1, 5, 10, TRIES]
+    assert list(best.index) == list(range(1, TRIES + 1))
     np.testing.assert_allclose(best.loc[1], rows.mean(0))
     np.testing.assert_allclose(best.loc[TRIES], rows[-1])
     draw = np.random.default_rng(0)
@@ -402,7 +475,8 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert (1000, 16) not in found.whole and 1000 not in set(found.tests.images)
     assert "| 1,000 | cnn | smooth | 20 of 20 | 6 of 6 | 2 of 5 |" in page.unfinished(found)
     assert "1,000" not in page.expect(found)
-    assert "Not all of it is there" in text(golden)
+    assert answer.lacking(found) == "1,000 images"
+    assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="answer")
 
 
 def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
@@ -420,6 +494,7 @@ def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_i
 def test_with_nothing_finished_nothing_is_found():
     rows = one_side("kd", 500, 16, 0.4, fresh=0)
     found = text(rows)
+    assert "## Figures" not in found and "—" not in found.split("What was done")[0]
     assert "No place is finished, so nothing has been found yet." in found
     assert "| 500 | cnn | alone | 0 of 20 | 0 of 6 | 0 of 5 |" in found
     assert trial_pictures.pictures(read(rows)) == {}
@@ -463,6 +538,28 @@ def test_unless_said_otherwise_many_images_have_fewer_fresh_seeds():
     assert "| 5,000 | cnn | kd | 20 of 20 | 6 of 6 | 5 of 10 |" in page.unfinished(found)
 
 
+def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places(golden):
+    rows = [row for row in golden if (row["train_size"], row["width"], row["seed"], row["method"])
+            not in {(45000, 16, 24, method) for method in ("none", "smooth", "kd")}]  # fmt: skip
+    lost = {row["run_id"] for row in golden} - {row["run_id"] for row in rows}
+    said = text(rows, template="answer", diverged=lost)
+    assert said.count("5 fresh seeds, where nothing else is said") == 1 == said.count("5 fresh")
+    assert said.count("(over 4 fresh seeds)") == 1
+    assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
+    assert "it beats at none of 4 places" in said and "shapes" not in said
+    drawn = text([row | {"dataset": "shapes"} for row in rows], template="answer", diverged=lost)
+    assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
+
+
+def test_a_border_is_told_by_side_and_place_where_there_are_several(golden):
+    found = read(golden)
+    keys = [(5000, 4, "kd"), (5000, 16, "kd"), (500, 16, "smooth")]
+    told = answer.sided(found, keys)
+    assert told == "smooth at 500 images; kd at 5,000 (width 4, 16) images"
+    one = read([row for row in golden if row["train_size"] == 500])
+    assert answer.sided(one, [(500, 16, "kd"), (500, 16, "smooth")]) == "smooth; kd"
+
+
 def test_trials_are_not_mixed(golden):
     other = one_side("alone", 500, 16, 0.4)
     for changes, what in (({"momentum": 0.0}, "momentum"), ({"model": "net.py:Net"}, "student")):
@@ -475,7 +572,7 @@ def test_trials_are_not_mixed(golden):
 
 def test_pictures_are_drawn_and_the_same_every_time(golden):
     first, second = (trial_pictures.pictures(read(golden)) for _ in range(2))
-    assert set(first) == {"trial-images", "trial-width"} and first == second
+    assert list(first) == list(trial_pictures.CAPTIONS) and first == second
     assert all(png.startswith(b"\x89PNG") for png in first.values())
 
 
@@ -499,8 +596,10 @@ def test_the_report_from_the_command_line(golden, tmp_path, capsys):
     pd.DataFrame(golden, columns=COLUMNS).to_csv(path, index=False)
     assert script(trial.main, *ask) == 0
     assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
-    assert (path.parent / "trial-images.png").exists()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("**45,000 images, cnn**: ")
+    assert all((path.parent / f"{name}.png").exists() for name in trial_pictures.CAPTIONS)
+    said = capsys.readouterr().out
+    assert "\n- **45,000 images, cnn**: " in said and "|" not in said
+    assert said.splitlines()[-1].startswith(f"all figures: {path.parent / 'TRIAL.md'}, ")
 
 
 def test_two_methods_search_what_either_has():

@@ -16,7 +16,7 @@ import sides
 import trial
 from engine.cells import Settings, run_id
 from engine.rows import COLUMNS
-from reporting import report
+from reporting import report, trial_pictures
 from reporting import trial as fair
 from reporting import trial_page as page
 from reporting.rows import clean
@@ -90,13 +90,14 @@ def frame(rows):
     return sides.with_sides(clean(pd.DataFrame(rows, columns=COLUMNS)))
 
 
-def read(rows, fresh=FRESH, diverged=frozenset(), draws=1):
+def read(rows, fresh=FRESH, diverged=frozenset(), draws=None, right=None):
     asked = fair.Asked(TRIES, fresh, draws)
-    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), asked, diverged)
+    return fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), asked, diverged, right)
 
 
-def text(rows, pictures=(), **how):
-    return report.render("TRIAL.md", page.page(read(rows, **how)) | {"pictures": list(pictures)})
+def text(rows, pictures=(), template="TRIAL.md", **how):
+    values = {"pictures": list(pictures), "captions": trial_pictures.CAPTIONS}
+    return report.render(template, page.page(read(rows, **how)) | values)
 
 
 # Gains of kd over the student alone; by label smoothing nobody gains but by chance.
@@ -121,4 +122,4 @@ def golden_rows():
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(text(golden_rows(), pictures=["trial-images", "trial-width"]))
+    GOLDEN.write_text(text(golden_rows(), pictures=trial_pictures.CAPTIONS))

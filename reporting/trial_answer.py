@@ -1,0 +1,199 @@
+"""The answer of the fair trial's page: a line for each place, then what holds over all of them."""
+
+import re
+from collections.abc import Iterable
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+
+from reporting.rows import student_name
+from reporting.stats import LEVEL
+from reporting.tables import percent, points, span, with_interval
+from reporting.trial import PLACE, Trial, best_of, places_of
+
+
+def answer(trial: Trial) -> dict:
+    """The values of the template trial_answer.j2."""
+    return {
+        "drawn": "shapes" in set(trial.rows.dataset),
+        "how": how(trial),
+        "answers": answers(trial),
+        "findings": findings(trial),
+        "borders": sided(trial, [key for key, one in trial.entries.iterrows() if one.borders]),
+        "lacking": lacking(trial),
+    }
+
+
+# ---------------------------------------------------------------- places in words
+
+
+def student(trial: Trial, width: float) -> str:
+    """The student's name, with its width where that is not its own."""
+    return student_name(trial.rows.model.iloc[0], width)
+
+
+def named_place(trial: Trial, place: tuple) -> str:
+    return f"{place[0]:,.0f} images, {student(trial, place[1])}"
+
+
+def named_places(trial: Trial, places: Iterable[tuple]) -> str:
+    """`500 and 5,000 (width 16, 32) images`; widths where the trial has several at that size."""
+    sizes, words = [images for images, _ in places_of(trial.entries)], []
+    for images, those in groupby(places, lambda place: place[0]):
+        widths = f" (width {', '.join(f'{width:g}' for _, width in those)})"
+        words.append(f"{images:,.0f}" + widths * (sizes.count(images) > 1))
+    return f"{' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))} images"
+
+
+def sided(trial: Trial, keys: list[tuple]) -> str:
+    """`smooth at 500 images; kd at 500 and 1,000 images`, of (images, width, side)."""
+    every, told = places_of(trial.entries), []
+    for side in trial.sides:
+        places = [tuple(place) for *place, own in keys if own == side]
+        if places:
+            told.append(side + f" at {named_places(trial, places)}" * (len(every) > 1))
+    return "; ".join(told)
+
+
+# ---------------------------------------------------------------- a line for each place
+
+
+def how(trial: Trial) -> str:
+    """How the lines are read: what they have in common. Empty where no place is whole."""
+    if not trial.whole:
+        return ""
+    bases = pd.Series(based(trial))
+    other = ", where nothing else is said" * (bases.nunique() > 1)
+    images = trial.tests.test_images.dropna()
+    apart = (
+        f" Test set ±: how far test sets of {span(images, '{:,.0f}'.format)} images would scatter "
+        "by their own sampling (95 %); no interval has it."
+    )
+    return (
+        "Gains in points of test accuracy over the student alone, which was tuned as well, with "
+        f"95 % intervals over {bases.mode()[0]}{other}. A verdict holds after Holm's correction "
+        f"over all {trial.tests.p.notna().sum()} differences of this page."
+        + apart
+        * bool(len(images))
+    )
+
+
+def answers(trial: Trial) -> list[str]:
+    """A line for each whole place: whether a teacher is worth it, with the interval."""
+    tests, told = trial.tests.set_index([*PLACE, "side", "against"]), []
+    bases = based(trial)
+    for place in trial.whole:
+        kd, smooth = (tests.loc[(*place, side, "alone")] for side in ("kd", "smooth"))
+        text = f"**{named_place(trial, place)}**: {verdict(kd)}: {figure(kd)}; label smoothing, "
+        text += f"without a teacher, {figure(smooth)}"
+        unusual = bases[place] != pd.Series(bases).mode()[0]
+        told.append(f"{text}{f' (over {bases[place]})' * unusual}.")
+    return told
+
+
+def based(trial: Trial) -> dict[tuple, str]:
+    """By whole place, what the intervals of its line are over."""
+    tests = trial.tests[(trial.tests.against == "alone") & trial.tests.side.isin(["kd", "smooth"])]
+    return {place: over(part) for place, part in tests.groupby(PLACE)}
+
+
+def over(tests: pd.DataFrame) -> str:
+    """What intervals are over: `5 to 10 fresh seeds or 3 draws of the training images`."""
+    seeds, draws = tests.n[tests.draws <= 1], tests.draws[tests.draws > 1]
+    words = [f"{span(seeds)} fresh seeds"] * (len(seeds) > 0)
+    words += [f"{span(draws)} draws of the training images"] * (len(draws) > 0)
+    return " or ".join(words)
+
+
+def verdict(test: pd.Series) -> str:
+    """What a difference to the student alone says, in words."""
+    small = bool(test.p_small <= LEVEL)
+    if test.sign > 0:
+        return "a teacher is worth it" + ", but less than half a point" * small
+    if test.sign < 0:
+        return "a teacher does harm" + ", by less than half a point" * small
+    return "a teacher gains less than half a point" if small else "not told"
+
+
+def figure(test: pd.Series) -> str:
+    """`+2.74 [+2.23, +3.25] (test set ± 0.41)`, the latter where it is known."""
+    text = with_interval(test.difference, test.half)
+    text += "" if np.isfinite(test.half) else " without an interval"
+    known = np.isfinite(test.sampled)
+    return text + (f" (test set ± {percent(test.sampled)})" if known else "")
+
+
+def lacking(trial: Trial) -> str:
+    """What is unfinished: places, and further sides at whole ones. Empty where all is there."""
+    places, whole = places_of(trial.entries), trial.whole
+    keys = [key for key, one in trial.entries.iterrows() if key[:2] in whole and not one.whole]
+    unfinished = [place for place in places if place not in whole]
+    some = named_places(trial, unfinished) if whole and unfinished else ""
+    return "; ".join(filter(None, [some, sided(trial, keys)]))
+
+
+# ---------------------------------------------------------------- over all places
+
+
+def findings(trial: Trial) -> list[str]:
+    """Sentences over all whole places."""
+    if not trial.whole:
+        return []
+    tests = trial.tests.set_index(["side", "against"]).sort_index()
+    taught = trial.rows[trial.rows.side == "kd"]
+    seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
+    gains = [gain_by_tries(trial, place) for place in trial.whole]
+    few, most = (ranged([gain.iloc[at] for gain in gains]) for at in (0, -1))
+    return [
+        f"With a teacher trained on {seen}, distillation is "
+        f"{beside(trial, tests.loc[[('kd', 'alone')]], 'the student alone')}.",
+        f"Label smoothing is {beside(trial, tests.loc[[('smooth', 'alone')]], 'it')}. "
+        f"Distillation is {beside(trial, tests.loc[[('kd', 'smooth')]], 'label smoothing')}.",
+        f"Is it tuning? With one try a side, drawn by chance, distillation is {few} from the "
+        f"student alone, with the best of all {trial.asked.tries} {most} (expected test accuracy, "
+        "in the search's one seed).",
+    ]
+
+
+def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
+    """`+0.1 to +1.2 points from it, which it beats at 1 of 3 places: 500 images`, corrected."""
+    if len(tests) == 1:
+        one = tests.iloc[0]
+        return f"{points(one.difference)} points from {rival}" + ", which it beats" * bool(
+            one.sign > 0
+        )
+
+    def at(which: pd.Series) -> str:
+        places = list(tests.loc[which.to_numpy(), PLACE].itertuples(index=False, name=None))
+        if len(places) in (0, len(tests)):
+            return f"at {'all' if places else 'none of'} {len(tests)} places"
+        return f"at {len(places)} of {len(tests)} places: {named_places(trial, places)}"
+
+    text = f"{ranged(tests.difference)} from {rival}, which it beats {at(tests.sign > 0)}"
+    for which, what in (
+        (tests.sign < 0, "it is below"),
+        (tests.p_small <= LEVEL, "the difference is certainly less than half a point"),
+    ):
+        text += f"; {what} {at(which)}" * bool(which.any())
+    return text
+
+
+def gain_by_tries(trial: Trial, place: tuple) -> pd.Series:
+    """By number of tries: kd minus the student alone on test, each with the best of so many."""
+    kd, alone = (best_of(trial, place, side).test for side in ("kd", "alone"))
+    return (kd - alone).dropna()
+
+
+def ranged(values: Iterable[float]) -> str:
+    """`+0.10 to +1.20 points`."""
+    return f"{span(pd.Series(values), points)} points"
+
+
+def seen_by(teacher: str) -> str:
+    """`all images`, `all images but 5,000` or `1,000 images`, by a teacher's run id."""
+    found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
+    count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
+    if "n" in count:
+        return f"{count['n']} images"
+    return "all images" + (f" but {count['val']}" if "val" in count else "")
