@@ -253,7 +253,7 @@ def write_report(args: argparse.Namespace) -> None:
     values = trial_page.page(found) | {"pictures": list(drawn), "captions": trial_pictures.CAPTIONS}
     page = path.with_name("TRIAL.md")
     write_atomic(page, report.render("TRIAL.md", values).encode())
-    say(report.render("answer", values))
+    say(report.render("trial_answer", values))
     say(f"all figures: {page}" + "".join(f", {name}.png" for name in drawn))
 
 

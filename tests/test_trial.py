@@ -476,7 +476,7 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert "| 1,000 | cnn | smooth | 20 of 20 | 6 of 6 | 2 of 5 |" in page.unfinished(found)
     assert "1,000" not in page.expect(found)
     assert answer.lacking(found) == "1,000 images"
-    assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="answer")
+    assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="trial_answer")
 
 
 def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
@@ -542,12 +542,12 @@ def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places
     rows = [row for row in golden if (row["train_size"], row["width"], row["seed"], row["method"])
             not in {(45000, 16, 24, method) for method in ("none", "smooth", "kd")}]  # fmt: skip
     lost = {row["run_id"] for row in golden} - {row["run_id"] for row in rows}
-    said = text(rows, template="answer", diverged=lost)
+    said = text(rows, template="trial_answer", diverged=lost)
     assert said.count("5 fresh seeds, where nothing else is said") == 1 == said.count("5 fresh")
     assert said.count("(over 4 fresh seeds)") == 1
     assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
     assert "it beats at none of 4 places" in said and "shapes" not in said
-    drawn = text([row | {"dataset": "shapes"} for row in rows], template="answer", diverged=lost)
+    drawn = text([row | {"dataset": "shapes"} for row in rows], template="trial_answer", diverged=lost)
     assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
 
 
