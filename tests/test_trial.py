@@ -547,7 +547,9 @@ def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places
     assert said.count("(over 4 fresh seeds)") == 1
     assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
     assert "it beats at none of 4 places" in said and "shapes" not in said
-    drawn = text([row | {"dataset": "shapes"} for row in rows], template="trial_answer", diverged=lost)
+    drawn = text(
+        [row | {"dataset": "shapes"} for row in rows], template="trial_answer", diverged=lost
+    )
     assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
 
 
