@@ -7,10 +7,18 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
+import sides
 from reporting.rows import student_name
 from reporting.stats import LEVEL
 from reporting.tables import percent, points, span, with_interval
 from reporting.trial import PLACE, Trial, best_of, places_of
+
+ABOUT = {
+    "kd-shuffled": "the teacher's answers to another image of the same class",
+    "kd-random": "the teacher's network, untrained",
+    "kd-self": "the best student alone, of the same network and images, as the teacher",
+    "kd-same": "a teacher trained on the student's own images",
+}
 
 
 def answer(trial: Trial) -> dict:
@@ -21,6 +29,7 @@ def answer(trial: Trial) -> dict:
         "answers": answers(trial),
         "findings": findings(trial),
         "borders": sided(trial, [key for key, one in trial.entries.iterrows() if one.borders]),
+        "short": short(trial),
         "lacking": lacking(trial),
     }
 
@@ -124,6 +133,12 @@ def figure(test: pd.Series) -> str:
     return text + (f" (test set ± {percent(test.sampled)})" if known else "")
 
 
+def short(trial: Trial) -> str:
+    """Places whose length is not shown to be enough. Empty where there is none."""
+    places = [place for place in trial.whole if not trial.lengths.moved[place] < sides.ENOUGH]
+    return named_places(trial, places) if places else ""
+
+
 def lacking(trial: Trial) -> str:
     """What is unfinished: places, and further sides at whole ones. Empty where all is there."""
     places, whole = places_of(trial.entries), trial.whole
@@ -143,16 +158,22 @@ def findings(trial: Trial) -> list[str]:
     tests = trial.tests.set_index(["side", "against"]).sort_index()
     taught = trial.rows[trial.rows.side == "kd"]
     seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
-    gains = [gain_by_tries(trial, place) for place in trial.whole]
-    few, most = (ranged([gain.iloc[at] for gain in gains]) for at in (0, -1))
+    kd, controls = tests.loc[[("kd", "alone")]], []
+    gained = beside(trial, kd, "the student alone")
+    for side in ABOUT:
+        if (side, "alone") in tests.index:
+            what = beside(trial, tests.loc[[(side, "alone")]], "the student alone")
+            controls.append(f"With {ABOUT[side]} ({side}) it is {what}.")
+    smooth = beside(trial, tests.loc[[("smooth", "alone")]], "the student alone")
+    rival = beside(trial, tests.loc[[("kd", "smooth")]], "label smoothing")
+    one_try = ranged([gain_by_tries(trial, place).iloc[0] for place in trial.whole])
     return [
-        f"With a teacher trained on {seen}, distillation is "
-        f"{beside(trial, tests.loc[[('kd', 'alone')]], 'the student alone')}.",
-        f"Label smoothing is {beside(trial, tests.loc[[('smooth', 'alone')]], 'it')}. "
-        f"Distillation is {beside(trial, tests.loc[[('kd', 'smooth')]], 'label smoothing')}.",
-        f"Is it tuning? With one try a side, drawn by chance, distillation is {few} from the "
-        f"student alone, with the best of all {trial.asked.tries} {most} (expected test accuracy, "
-        "in the search's one seed).",
+        f"With a teacher trained on {seen}, distillation is {gained}.",
+        *controls,
+        f"Label smoothing is {smooth}. Distillation is {rival}.",
+        f"Is it tuning? With one try a side, drawn by chance, distillation is {one_try} from the "
+        f"student alone (the search's one seed); the tuned winners are {ranged(kd.difference)} "
+        "apart (fresh seeds).",
     ]
 
 

@@ -20,16 +20,10 @@ from reporting.tables import (
     with_interval,
 )
 from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
-from reporting.trial_answer import answer, gain_by_tries, named_place, seen_by, student
+from reporting.trial_answer import ABOUT, answer, gain_by_tries, named_place, seen_by, student
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
-ABOUT = {
-    "kd-shuffled": "the teacher's answers to another image of the same class",
-    "kd-random": "the teacher's network, untrained",
-    "kd-self": "the best student alone as the teacher: the same network and images",
-    "kd-same": "a teacher trained on the student's own images",
-}
 
 
 def page(trial: Trial) -> dict:
