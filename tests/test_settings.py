@@ -266,7 +266,7 @@ def test_weights_of_the_recipe_crd():
     assert weights_of("crd", "dkd", 24)["soft_warmup"] == 2
 
 
-@pytest.mark.parametrize("name", ["quick", "cifar10-short", "trial-first"])
+@pytest.mark.parametrize("name", ["cifar10-short", "trial-first"])
 def test_a_csv_of_an_older_version_means_the_same_runs(name):
     """Their run ids and their settings are what the same command computes today."""
     path = ROOT / "examples" / name / "results" / "results.csv"
