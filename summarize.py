@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     found, teachers = compared(rows)
     shown = compared(rows, args.metric)[0] if args.metric else found
     # A table of methods by pairs is its own picture.
-    paired = {id(results) for table in pairs.tables(found) for results in table.members}
-    drawn = pictures.pictures([results for results in found if id(results) not in paired])
+    paired = pairs.members(pairs.tables(found))
+    drawn = pictures.pictures([results for results in found if results not in paired])
     text = report.write("REPORT.md", found, teachers, reference, drawn)
     table = report.write("table.md", shown, teachers, reference)
 

@@ -59,6 +59,11 @@ def tables(found: list[Results]) -> list[Pairs]:
     return [Pairs(group, rows, comparisons(rows)) for group, rows in found if is_wanted(rows)]
 
 
+def members(found: list[Pairs]) -> list[Results]:
+    """The results that have a place in one of the tables."""
+    return [results for table in found for results in table.members]
+
+
 def is_wanted(rows: pd.DataFrame) -> bool:
     """Whether runs have a table: of recipe crd all that have a teacher.
 

@@ -102,9 +102,14 @@ def head(part: Figure, axes: Axes, text: str, results: Results, grid: Grid) -> N
     half = 100 * results.against(grid, ALONE).half.median()
     what = f"{grid[0]}, {grid[1]}; student alone {spread(alone)} % (n {alone.n})"
     what += f"; 95 % interval of a gain: typically ± {half:.2f}" if half == half else ""
-    axes.set_title(f"{text}\n", linespacing=1.4)
-    axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
+    titled(axes, text, what)
     part.supxlabel(textwrap.fill(title(results.protocol.settings), 100), size=8.5, color=MUTED)
+
+
+def titled(axes: Axes, text: str, what: str) -> None:
+    """A title and below it, in grey, what exactly is drawn, in one or more lines."""
+    axes.set_title(text + "\n" * (1 + what.count("\n")), linespacing=1.4)
+    axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
 
 
 def heatmap(part: Figure, results: Results, grid: Grid) -> None:

@@ -56,7 +56,7 @@ def write(
     values = {"others": others, "reference": reference, "pictures": pictures}
     values["found"] = [(results, tables.sheet(results)) for results in found]
     values["pairs"] = pairs.tables(found)
-    values["paired"] = [results for table in values["pairs"] for results in table.members]
+    values["paired"] = pairs.members(values["pairs"])
     return render(name, values)
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import sides
-from reporting.pictures import COLOURS, INK, MARKERS, MUTED, draw
+from reporting.pictures import COLOURS, INK, MARKERS, draw, titled
 from reporting.trial import PLACE, TRIES, Trial, best_of
 from reporting.trial_answer import named_place, over
 
@@ -45,13 +45,6 @@ def pictures(trial: Trial) -> dict[str, bytes]:
         down = math.ceil(len(trial.whole) / ACROSS)
         drawn["trial-tries"] = draw([(trial, down)], by_tries, lambda *_: 0.8 + 2.1 * down)
     return drawn
-
-
-def head(axes: Axes, title: str, what: str) -> None:
-    """A title, and below it in grey, as wide as the picture, what exactly is drawn."""
-    what = textwrap.fill(what, 115)
-    axes.set_title(title + "\n" * (1 + what.count("\n")), linespacing=1.4)
-    axes.text(0, 1.02, what, transform=axes.transAxes, size=9, color=MUTED, va="bottom")
 
 
 def by_images(part: Figure, trial: Trial, tests: pd.DataFrame) -> None:
@@ -92,11 +85,8 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     each = f", {steps[0]:,.0f} steps each" if len(steps) == 1 else ""
     what = f"{where}; {trial.asked.tries} tries a side{each}; bars: 95 % intervals over "
     by = "number of training images" if along == "images" else "width of the student"
-    head(
-        axes,
-        f"When distillation helps: by {by}",
-        f"{what}{over(tests)}; filled: significant after correction",
-    )
+    what += f"{over(tests)}; filled: significant after correction"
+    titled(axes, f"When distillation helps: by {by}", textwrap.fill(what, 115))
     return axes
 
 
