@@ -4,6 +4,7 @@ A place is (training images, width of the student). It is whole when every main 
 search and final and its winner all fresh seeds. Only whole places are compared and drawn.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -191,7 +192,7 @@ def settings_of(row: pd.Series, draw: int) -> list[Settings]:
 
 
 def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Trial.tests: every whole side minus the student alone, and each side but these minus smooth.
+    """Trial.tests: the pairs of `compared` at every whole place.
 
     Plain paired t-tests: unlike cells of a grid, sides need not be equally noisy. Over the draws'
     means where there are several, else over seeds.
@@ -202,9 +203,7 @@ def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame
     for place, part in entries[entries.whole].groupby(PLACE):
         values = pd.DataFrame(part.accuracy.droplevel(PLACE).to_dict())
         runs = pd.DataFrame(part.runs.droplevel(PLACE).to_dict())
-        pairs = [(side, "alone") for side in values if side != "alone"]
-        pairs += [(side, "smooth") for side in values if side not in ("alone", "smooth")]
-        for pair in pairs:
+        for pair in compared(values):
             both = values[list(pair)].dropna()
             draws = both.index.get_level_values("draw").nunique()
             over = both.groupby("draw").mean() if draws > 1 else both
@@ -216,6 +215,14 @@ def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame
     tests["p_small"] = stats.holm(stats.equivalent(tests, MARGIN))
     significant = tests.p_holm <= stats.LEVEL
     return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
+
+
+def compared(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of sides: each and the student alone, a method and smooth, kd and each control."""
+    others = [side for side in names if side != "alone"]
+    methods = [side for side in others if side not in ("smooth", *sides.CONTROLS)]
+    pairs = [(side, "alone") for side in others] + [(side, "smooth") for side in methods]
+    return pairs + [("kd", side) for side in others if side in sides.CONTROLS]
 
 
 def sampling(runs: pd.DataFrame, right: dict[str, np.ndarray]) -> dict[str, float]:

@@ -163,7 +163,8 @@ def findings(trial: Trial) -> list[str]:
     for side in ABOUT:
         if (side, "alone") in tests.index:
             what = beside(trial, tests.loc[[(side, "alone")]], "the student alone")
-            controls.append(f"With {ABOUT[side]} ({side}) it is {what}.")
+            more = beside(trial, tests.loc[[("kd", side)]], "that")
+            controls.append(f"With {ABOUT[side]} ({side}) it is {what}; kd itself is {more}.")
     smooth = beside(trial, tests.loc[[("smooth", "alone")]], "the student alone")
     rival = beside(trial, tests.loc[[("kd", "smooth")]], "label smoothing")
     one_try = ranged([gain_by_tries(trial, place).iloc[0] for place in trial.whole])

@@ -32,7 +32,8 @@ def page(trial: Trial) -> dict:
     fixed = [n for n in PROTOCOL if n not in OF_PLACE and applies(n, rows.iloc[0])]
     return answer(trial) | {
         "expect": expect(trial),
-        "others": others(trial),
+        "others": further(trial, [s for s in trial.sides if s not in (*sides.MAIN, *ABOUT)]),
+        "controls": further(trial, list(ABOUT)),
         "about": {side: ABOUT[side] for side in trial.sides if side in ABOUT},
         "tuning": tuning(trial),
         "any_lost": bool(trial.entries.lost[trial.entries.whole].any()),
@@ -81,7 +82,7 @@ def gain(test: pd.Series) -> str:
 def expect(trial: Trial) -> str:
     """The table of the main sides at whole places; empty if there are none."""
     lines = []
-    tests = trial.tests[trial.tests.side.isin(sides.MAIN)]
+    tests = trial.tests[trial.tests.side.isin(sides.MAIN) & trial.tests.against.isin(sides.MAIN)]
     pairs = dict.fromkeys(zip(tests.side, tests.against, strict=True))
     tests = tests.set_index([*PLACE, "side", "against"])
     for place in trial.whole:
@@ -91,14 +92,16 @@ def expect(trial: Trial) -> str:
     return show_lines(lines)
 
 
-def others(trial: Trial) -> str:
-    """The table of all further sides; empty if there are none."""
-    lines = []
-    tests = trial.tests[~trial.tests.side.isin(sides.MAIN)]
-    for (*place, side), part in tests.groupby([*PLACE, "side"], sort=False):
+def further(trial: Trial, names: list[str]) -> str:
+    """The table of these further sides, those of whole places; empty if there are none."""
+    lines, tests = [], trial.tests
+    own = tests.side.where(~tests.side.isin(sides.MAIN), tests.against).rename("own")
+    for (*place, side), part in tests[own.isin(names)].groupby([*PLACE, own], sort=False):
         line = at(trial, place) | {"side": side}
         line["accuracy"] = accuracy(trial, tuple(place), side)
-        line |= {f"− {test.against}": gain(test) for test in part.itertuples()}
+        for test in part.itertuples():
+            name = f"{test.side} − it" if test.against == side else f"− {test.against}"
+            line[name] = gain(test)
         lines.append(line)
     return show_lines(lines)
 

@@ -420,8 +420,21 @@ def test_known_gains_come_out_and_bold_is_what_holds(golden):
         assert test.n == FRESH and test.sign == (gain > 0)
     nothing = found.tests[(found.tests.side == "smooth")]
     assert (nothing.sign == 0).all()
-    bold = (page.expect(found) + page.others(found)).count("**") / 2
+    values = page.page(found)
+    bold = (values["expect"] + values["controls"] + values["others"]).count("**") / 2
     assert bold == (found.tests.sign != 0).sum() > 0
+
+
+def test_a_method_meets_label_smoothing_and_kd_its_controls():
+    rows = [row for side in (*sides.MAIN, "sp", "kd-random")
+            for row in one_side(side, 500, 16, 0.32 if side == "kd" else 0.3)]  # fmt: skip
+    found = read(rows)
+    pairs = set(zip(found.tests.side, found.tests.against, strict=True))
+    assert pairs == {("smooth", "alone"), ("kd", "alone"), ("kd", "smooth"), ("sp", "alone"),
+                     ("sp", "smooth"), ("kd-random", "alone"), ("kd", "kd-random")}  # fmt: skip
+    values = page.page(found)
+    assert values["others"].count("| sp |") == 1 and "kd-random" not in values["others"]
+    assert "| kd − it |" in values["controls"] and "**+2." in values["controls"]
 
 
 @pytest.mark.parametrize(
