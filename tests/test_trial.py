@@ -1,16 +1,11 @@
 """The fair trial: one space a side, held-out images alone choose, fresh seeds measure."""
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 from conftest import make_images, script
 from trial_rows import (
     FRESH,
-    GAINS,
-    GOLDEN,
     KEPT,
     TRIES,
     frame,
@@ -18,7 +13,6 @@ from trial_rows import (
     one_side,
     read,
     rows_of,
-    text,
 )
 
 import sides
@@ -27,13 +21,17 @@ import trial
 import trial_cost
 import trial_images
 from engine.cells import Settings, run_id
-from engine.rows import COLUMNS, csv_path, read_rows
-from reporting import stats, trial_pictures
-from reporting import trial as fair
+from engine.rows import csv_path, read_rows
 from reporting import trial_answer as answer
 from reporting import trial_page as page
 from reporting.rows import clean
 from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return golden_rows()
+
 
 TEST_COLUMNS = ["test_acc", "test_loss", "best_test_acc", "best_epoch", "test_curve"]
 TEST_COLUMNS += ["agreement", "teacher_kl", "ece", "train_acc"]
@@ -394,233 +392,3 @@ def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     assert f"2 places, 3 sides: at least {2 * (runs + 24):,} runs, " in first
     assert f"{2 * (runs + 36) * long:,} steps, about {(runs + 36) * long / 3600:.1f} hours" in first
     assert second.startswith("Within an hour") and "SIZES=40 WIDTHS= TRIES=" in second
-
-
-# ---------------------------------------------------------------- the page
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return golden_rows()
-
-
-def test_golden_page(golden):
-    """Read the diff, then `python tests/trial_rows.py`."""
-    assert text(golden, pictures=trial_pictures.CAPTIONS) == GOLDEN.read_text()
-
-
-def test_known_gains_come_out_and_bold_is_what_holds(golden):
-    found = read(golden)
-    kd = found.tests[(found.tests.side == "kd") & (found.tests.against == "alone")]
-    assert set(zip(kd.images, kd.width, strict=True)) == set(GAINS)
-    for test in kd.itertuples():
-        gain = GAINS[test.images, test.width]
-        error = 0.002 * np.sqrt(2 / FRESH)  # of a mean difference: the rows' own noise is 0.002
-        assert abs(test.difference - gain) < 3 * error
-        assert test.n == FRESH and test.sign == (gain > 0)
-    nothing = found.tests[(found.tests.side == "smooth")]
-    assert (nothing.sign == 0).all()
-    values = page.page(found)
-    bold = (values["expect"] + values["controls"] + values["others"]).count("**") / 2
-    assert bold == (found.tests.sign != 0).sum() > 0
-
-
-def test_a_method_meets_label_smoothing_and_kd_its_controls():
-    rows = [row for side in (*sides.MAIN, "sp", "kd-random")
-            for row in one_side(side, 500, 16, 0.32 if side == "kd" else 0.3)]  # fmt: skip
-    found = read(rows)
-    pairs = set(zip(found.tests.side, found.tests.against, strict=True))
-    assert pairs == {("smooth", "alone"), ("kd", "alone"), ("kd", "smooth"), ("sp", "alone"),
-                     ("sp", "smooth"), ("kd-random", "alone"), ("kd", "kd-random")}  # fmt: skip
-    values = page.page(found)
-    assert values["others"].count("| sp |") == 1 and "kd-random" not in values["others"]
-    assert "| kd − it |" in values["controls"] and "**+2." in values["controls"]
-
-
-@pytest.mark.parametrize(
-    ("gain", "noise", "says"),
-    [
-        (0.02, 0.002, "a teacher is worth it: +"),
-        (0.002, 0.0002, "a teacher is worth it, but less than half a point: +"),
-        (0.0, 0.001, "a teacher gains less than half a point: "),
-        (-0.02, 0.002, "a teacher does harm: −"),
-        (0.001, 0.01, "not told: "),
-    ],
-)
-def test_the_answer_is_one_sentence(gain, noise, says):
-    rows = [
-        line
-        for side, own in (("alone", 0), ("smooth", 0), ("kd", gain))
-        for line in one_side(side, 2000, 16, 0.4 + own, noise=noise)
-    ]
-    found = read(rows)
-    [line] = answer.answers(found)
-    assert line.startswith(f"**2,000 images, cnn**: {says}")
-    assert ("**" in page.expect(found)) == ("not told" not in says and "gains less" not in says)
-
-
-def test_two_one_sided_tests_are_the_90_percent_interval():
-    draw = np.random.default_rng(0)
-    for _ in range(50):
-        values = pd.DataFrame(draw.normal([0.003, 0], 0.004, (6, 2)), columns=["a", "b"])
-        test = stats.contrasts(values, [("a", "b")])
-        small = stats.equivalent(test, 0.005)[0] <= 0.05
-        gaps = values.a - values.b
-        half = gaps.sem() * 2.015048  # t of 5 degrees of freedom at 95 %
-        assert small == (abs(gaps.mean()) + half <= 0.005)
-
-
-def test_what_fewer_tries_would_find_is_the_mean_over_all_that_could_be_drawn(golden):
-    found = read(golden)
-    rows = found.rows[(found.rows.images == 500) & (found.rows.side == "kd")]
-    rows = rows[rows.seed == 0].sort_values("val_acc")[["val_acc", "test_acc"]].to_numpy()
-    best = fair.best_of(found, (500, 16), "kd")
-    assert list(best.index) == list(range(1, TRIES + 1))
-    np.testing.assert_allclose(best.loc[1], rows.mean(0))
-    np.testing.assert_allclose(best.loc[TRIES], rows[-1])
-    draw = np.random.default_rng(0)
-    drawn = [rows[draw.permutation(TRIES)[:5].max()] for _ in range(20_000)]
-    np.testing.assert_allclose(best.loc[5], np.mean(drawn, 0), atol=1e-3)
-
-
-def test_a_half_done_place_is_named_and_never_compared(golden):
-    found = read(golden)
-    assert (1000, 16) not in found.whole and 1000 not in set(found.tests.images)
-    assert "| 1,000 | cnn | smooth | 20 of 20 | 6 of 6 | 2 of 5 |" in page.unfinished(found)
-    assert "1,000" not in page.expect(found)
-    assert answer.lacking(found) == "1,000 images"
-    assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="trial_answer")
-
-
-def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
-    mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
-    (gone,) = [row for row in mine if (row["method"], row["seed"]) == ("kd", 22)]
-    rows = [row for row in mine if row is not gone]
-    assert (5000, 4) not in read(rows).whole
-    found = read(rows, diverged={gone["run_id"]})
-    assert (5000, 4) in found.whole
-    assert "(1 diverged)" in page.expect(found)
-    kd = found.tests[(found.tests.width == 4) & (found.tests.side == "kd")]
-    assert set(kd.n) == {FRESH - 1}
-
-
-def test_with_nothing_finished_nothing_is_found():
-    rows = one_side("kd", 500, 16, 0.4, fresh=0)
-    found = text(rows)
-    assert "## Figures" not in found and "—" not in found.split("What was done")[0]
-    assert "No place is finished, so nothing has been found yet." in found
-    assert "| 500 | cnn | alone | 0 of 20 | 0 of 6 | 0 of 5 |" in found
-    assert trial_pictures.pictures(read(rows)) == {}
-
-
-def test_a_place_whose_search_or_final_is_cut_short_is_not_whole(golden):
-    """A run that is known to have diverged counts as made."""
-    mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
-    kd = [row for row in mine if row["method"] == "kd"]
-    wins, finals = ({r["lr"] for r in kd if r["seed"] == seed} for seed in (20, 2))
-    for seed, needed in ((0, finals), (2, wins)):  # a run that no later stage needs, of each stage
-        (gone, *_) = [r for r in kd if r["seed"] == seed and r["lr"] not in needed]
-        rows = [row for row in mine if row is not gone]
-        assert read(rows).whole == []
-        assert read(rows, diverged={gone["run_id"]}).whole == [(5000, 4)]
-
-
-def test_sides_of_two_teachers_are_two_trials(golden):
-    rows = [dict(row) for row in golden]
-    kd = [row for row in rows if row["method"] == "kd" and row["train_size"] == 500]
-    for row in kd[:20]:
-        row["teacher_sha"] = "another"
-    with pytest.raises(UserError, match="differ in teacher"):
-        read(rows)
-
-
-def test_more_fresh_seeds_asked_for_than_run_is_half_done(golden):
-    assert read(golden, FRESH + 1).whole == []
-
-
-def test_unless_said_otherwise_many_images_have_fewer_fresh_seeds():
-    """Above 10,000 images five seeds are a whole, below they are half of one."""
-    rows = [
-        line
-        for images in (5000, 45000)
-        for side in sides.MAIN
-        for line in one_side(side, images, 16, 0.5, fresh=sides.FEWER_FRESH)
-    ]
-    found = read(rows, None)
-    assert found.whole == [(45000, 16)]
-    assert "| 5,000 | cnn | kd | 20 of 20 | 6 of 6 | 5 of 10 |" in page.unfinished(found)
-
-
-def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places(golden):
-    rows = [row for row in golden if (row["train_size"], row["width"], row["seed"], row["method"])
-            not in {(45000, 16, 24, method) for method in ("none", "smooth", "kd")}]  # fmt: skip
-    lost = {row["run_id"] for row in golden} - {row["run_id"] for row in rows}
-    said = text(rows, template="trial_answer", diverged=lost)
-    assert said.count("5 fresh seeds, where nothing else is said") == 1 == said.count("5 fresh")
-    assert said.count("(over 4 fresh seeds)") == 1
-    assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
-    assert "it beats at none of 4 places" in said and "shapes" not in said
-    drawn = text(
-        [row | {"dataset": "shapes"} for row in rows], template="trial_answer", diverged=lost
-    )
-    assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
-
-
-def test_a_border_is_told_by_side_and_place_where_there_are_several(golden):
-    found = read(golden)
-    keys = [(5000, 4, "kd"), (5000, 16, "kd"), (500, 16, "smooth")]
-    told = answer.sided(found, keys)
-    assert told == "smooth at 500 images; kd at 5,000 (width 4, 16) images"
-    one = read([row for row in golden if row["train_size"] == 500])
-    assert answer.sided(one, [(500, 16, "kd"), (500, 16, "smooth")]) == "smooth; kd"
-
-
-def test_trials_are_not_mixed(golden):
-    other = one_side("alone", 500, 16, 0.4)
-    for changes, what in (({"momentum": 0.0}, "momentum"), ({"model": "net.py:Net"}, "student")):
-        mixed = golden + [row | changes | {"run_id": row["run_id"] + "x"} for row in other]
-        with pytest.raises(UserError, match=f"differ in {what}"):
-            read(mixed)
-    with pytest.raises(UserError, match="no run of a trial"):
-        read([])
-
-
-def test_pictures_are_drawn_and_the_same_every_time(golden):
-    first, second = (trial_pictures.pictures(read(golden)) for _ in range(2))
-    assert list(first) == list(trial_pictures.CAPTIONS) and first == second
-    assert all(png.startswith(b"\x89PNG") for png in first.values())
-
-
-def test_a_side_at_one_place_is_no_line_of_a_picture(golden):
-    """kd-same has two numbers of images at width 16 and one width at 5,000 images."""
-    found = read(golden)
-    kept = found.tests[found.tests.side != "kd-same"]
-    both, bare = (
-        trial_pictures.pictures(replace(found, tests=tests)) for tests in (found.tests, kept)
-    )
-    assert both["trial-images"] != bare["trial-images"]
-    assert both["trial-width"] == bare["trial-width"]
-
-
-def test_the_report_from_the_command_line(golden, tmp_path, capsys):
-    path = csv_path(tmp_path)
-    ask = ["--report", "--out-dir", tmp_path, "--fresh", FRESH, "--tries", TRIES]
-    assert script(trial.main, *ask) == 2
-    assert "no run of a trial" in capsys.readouterr().err
-    path.parent.mkdir(parents=True)
-    pd.DataFrame(golden, columns=COLUMNS).to_csv(path, index=False)
-    assert script(trial.main, *ask) == 0
-    assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
-    assert all((path.parent / f"{name}.png").exists() for name in trial_pictures.CAPTIONS)
-    said = capsys.readouterr().out
-    assert "\n- **45,000 images, cnn**: " in said and "|" not in said
-    assert said.splitlines()[-1].startswith(f"all figures: {path.parent / 'TRIAL.md'}, ")
-
-
-def test_two_methods_search_what_either_has():
-    ranges = sides.axes("kd+at")
-    assert list(ranges) == ["lr", "weight_decay", "alpha", "temperature", "beta"]
-    kd, both = sides.searched("kd", 60), sides.searched("kd+at", 60)
-    assert [one._replace(beta=None) for one in both] == kd
-    assert len({one.beta for one in both}) == len(both)
-    assert ranges["beta"] == sides.axes("at")["beta"]
