@@ -22,7 +22,16 @@ from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
 from images.sources import Data, load
 from models import code_of
-from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
+from utils import (
+    Diverged,
+    Interrupted,
+    OwnError,
+    UserError,
+    check_writable,
+    load_checkpoint,
+    note,
+    say,
+)
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -46,9 +55,11 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
-    if ranks.lead and pending and ranks.world > max(map(len, grouped(pending))):
+    sizes = [len(group) for group in grouped(pending)]
+    dealt = deals_groups(sizes, ranks.world)
+    if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
         note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
-    complaints, keeper = [], Keeper(args.save_seconds)
+    keeper = Keeper(args.save_seconds)
     sheet = None
     if any("response" in cell.families for cell in pending) and args.teacher_cache != "off":
         auto = args.teacher_cache == "auto"
@@ -60,12 +71,17 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
         how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings)
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
+    todo = []
     for group in grouped(cells):
         mine = [cell for cell in group if cell in pending]
         if mine:
-            complaints += train(group, mine, run)
+            todo.append((group, mine))
         elif ranks.lead:
             clear(group, run)
+    if dealt:
+        complaints = train_apart(todo[ranks.rank :: ranks.world], run)
+    else:
+        complaints = [line for group, mine in todo for line in train(group, mine, run)]
     parallel.stop()
     if complaints:
         raise Diverged(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
@@ -96,6 +112,31 @@ def grouped(cells: list[Cell]) -> list[list[Cell]]:
     alike = lambda cell: (cell.seed, cell.answers == "shuffled")  # noqa: E731
     ordered = sorted(cells, key=lambda cell: (*alike(cell), cell.width))
     return [list(group) for _, group in groupby(ordered, alike)]
+
+
+def deals_groups(sizes: list[int], world: int) -> bool:
+    """Whether ranks are done sooner with groups of their own than with a part of each group.
+
+    `sizes` are cells a group, of any number; what counts is how many the busiest rank trains.
+    """
+    apart = max(sum(sizes[rank::world]) for rank in range(world))
+    return apart < sum(-(-size // world) for size in sizes)
+
+
+def train_apart(todo: list[tuple[list[Cell], list[Cell]]], run: Run) -> list[str]:
+    """`train` this rank's own groups; the complaints of all ranks. Raises OwnError."""
+    alone, found = dataclasses.replace(run, ranks=parallel.Ranks(apart=True)), []
+    try:
+        for group, mine in todo:
+            found += train(group, mine, alone)
+    except UserError as error:  # the lead need not have it
+        raise OwnError(str(error)) from None
+    try:
+        return [line for lines in parallel.all_gather(run.ranks, found) for line in lines]
+    except RuntimeError:  # another rank has left at a signal
+        if run.keeper.signal:
+            raise Interrupted(128 + run.keeper.signal) from None
+        raise
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:

@@ -26,7 +26,7 @@ from engine.sheet import epoch_logits
 from engine.steps import Steps
 from engine.trainee import Trainee, draws
 from images.views import epoch_views, normalise, partners, plain
-from utils import UserError
+from utils import UserError, is_lead
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
@@ -52,9 +52,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
             trainee.curves = Curves(run.out_dir, trainee.cell, settings, *own)
         uses_logits = any(all_gather(ranks, any(t.learns_from_logits for t in trainees)))
         first = min(all_gather(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
-        progress = Progress(
-            together(mine, pending), settings.epochs, steps.count, first, ranks.lead
-        )
+        progress = Progress(together(mine, pending), settings.epochs, steps.count, first, is_lead())
 
         def tick(share: float) -> None:
             progress.taught(share)

@@ -20,6 +20,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    apart: bool = False  # one of one beside others, with work in which they have no part
 
     @property
     def lead(self) -> bool:
@@ -104,7 +105,7 @@ def stop() -> None:
 
 def all_gather(ranks: Ranks, item: Any) -> list[Any]:
     """Every rank's `item`, in rank order, on every rank."""
-    if not dist.is_initialized():  # one of one
+    if ranks.apart or not dist.is_initialized():
         return [item]
     items = [None] * ranks.world
     dist.all_gather_object(items, item)

@@ -13,6 +13,7 @@ from conftest import ROOT, command, make_images, script, small_teacher, weights
 
 import distill
 import train_teacher
+from engine.grid import deals_groups
 from engine.parallel import prepare
 from engine.rows import csv_path, read_rows
 
@@ -62,15 +63,61 @@ def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
 
 
 def test_ranks_deal_teachers_out(flags, tmp_path):
-    """A seed a pass of one network: the bits of one process, and a line for the idle rank."""
+    """Each trains one: the bits of one process, and a line for the idle rank."""
     argv = [*flags, "--width", 4, "--epochs", 1, "--train-size", 100]
     for seed in (0, 1):
         assert script(train_teacher.main, *argv, "--seed", seed, "--out-dir", tmp_path / "1") == 0
     words = ["train_teacher.py", *argv, "--seed", 0, 1, "--out-dir", tmp_path / "3"]
-    done = command(*TORCHRUN, 2, *words)
+    done = command(*TORCHRUN, 3, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("a network is trained by one process: some of the 2") == 1
+    assert done.stderr.count("a network is trained by one process: some of the 3") == 1
     assert weights(tmp_path / "3") == weights(tmp_path / "1") and len(weights(tmp_path / "1")) == 2
+    assert list(read_rows(csv_path(tmp_path / "3")).ranks) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "world", "dealt"),
+    [
+        ([1, 1], 2, True),
+        ([3] * 10, 2, True),  # 15 cells a rank, not 20
+        ([51] * 3, 2, False),  # 78 cells, not 102
+        ([4, 4], 2, False),  # the same either way
+        ([1], 2, False),
+        ([2, 3, 1], 1, False),
+        ([], 4, False),
+    ],
+)
+def test_seeds_are_dealt_where_a_seeds_cells_would_leave_ranks_waiting(sizes, world, dealt):
+    assert deals_groups(sizes, world) == dealt
+
+
+def test_seeds_of_few_cells_have_the_same_bits_on_two_ranks(flags, teacher, tmp_path):
+    """One of four is there already."""
+    argv = [*flags, "--teacher", teacher]
+    for out in ("1", "2"):
+        assert script(distill.main, *argv, "--seed", 1, "--out-dir", tmp_path / out) == 0
+    argv += ["--seed", 0, 1, 2, 3]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
+    torchrun(2, "distill.py", *argv, "--out-dir", tmp_path / "2")
+    assert weights(tmp_path / "2") == weights(tmp_path / "1") and len(weights(tmp_path / "1")) == 4
+    rows = read_rows(csv_path(tmp_path / "2"))
+    assert not rows.run_id.duplicated().any() and set(rows.ranks) == {1}
+
+
+def test_what_stops_a_rank_that_is_not_the_lead_is_said(flags, teacher, tmp_path):
+    """The second rank's seed is being trained by another command."""
+    argv = [*flags, "--teacher", teacher, "--out-dir", tmp_path, "--epochs", 4000, "--seed"]
+    run = subprocess.Popen([sys.executable, "distill.py", *map(str, argv), "1"], cwd=ROOT)
+    try:
+        while not list(tmp_path.glob("runs/*/*/*")):  # training has begun
+            assert run.poll() is None
+            time.sleep(0.01)
+        done = command(*TORCHRUN, 2, "distill.py", *argv, 0, 1)
+    finally:
+        run.kill()
+        run.wait()
+    assert done.returncode != 0
+    assert done.stderr.count("error: another process is training these cells") == 1
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
@@ -89,20 +136,22 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(flags, teacher, tmp_path):
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_path):
-    argv = [*flags, "--teacher", teacher, "--epochs", 60, "--alpha", 0.1, 0.5, 0.9]
+@pytest.mark.parametrize("several", ["--alpha 0.1 0.5 0.9", "--seed 0 1 2"])
+def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_path, several):
+    """Of three seeds the last runs alone, beside a rank that has nothing left to do."""
+    argv = [*flags, "--teacher", teacher, "--epochs", 60, *several.split()]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
     argv += ["--out-dir", tmp_path / "out"]
     words = [sys.executable, *map(str, [*TORCHRUN, 2, "distill.py", *argv])]
     run = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
-    while len(list(tmp_path.glob("out/runs/*/*/*"))) < 3:  # both have begun
+    while len(list(tmp_path.glob("out/runs/*/*/*"))) < 3:  # all have begun
         assert run.poll() is None
         time.sleep(0.01)
     time.sleep(0.2)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(timeout=180) != 0
     saved = {path.name for path in tmp_path.glob("out/checkpoints/unfinished/*/*.state")}
-    assert saved == {"rank0.state", "rank1.state"}
+    assert saved == ({"rank0.state", "rank1.state"} if "alpha" in several else {"rank0.state"})
     assert script(distill.main, *argv) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
