@@ -25,7 +25,6 @@ from models import code_of
 from utils import (
     Diverged,
     Interrupted,
-    OwnError,
     UserError,
     check_writable,
     load_checkpoint,
@@ -124,19 +123,25 @@ def deals_groups(sizes: list[int], world: int) -> bool:
 
 
 def train_apart(todo: list[tuple[list[Cell], list[Cell]]], run: Run) -> list[str]:
-    """`train` this rank's own groups; the complaints of all ranks. Raises OwnError."""
-    alone, found = dataclasses.replace(run, ranks=parallel.Ranks(apart=True)), []
+    """`train` this rank's own groups; the complaints of all ranks.
+
+    Raises UserError, on all of them, where one had to stop; the others end what is theirs first.
+    """
+    alone, found, error = dataclasses.replace(run, ranks=parallel.Ranks(apart=True)), [], ""
     try:
         for group, mine in todo:
             found += train(group, mine, alone)
-    except UserError as error:  # the lead need not have it
-        raise OwnError(str(error)) from None
+    except UserError as problem:
+        error = str(problem)
     try:
-        return [line for lines in parallel.all_gather(run.ranks, found) for line in lines]
+        every = parallel.all_gather(run.ranks, (found, error))
     except RuntimeError:  # another rank has left at a signal
         if run.keeper.signal:
             raise Interrupted(128 + run.keeper.signal) from None
         raise
+    if errors := [theirs for _, theirs in every if theirs]:
+        raise UserError(errors[0])
+    return [line for theirs, _ in every for line in theirs]
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
