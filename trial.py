@@ -11,6 +11,7 @@ from results.csv. What is tried and how it is chosen is in sides.py, why in docs
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -132,7 +133,7 @@ def length_here(args: argparse.Namespace, here: pd.DataFrame, known: set[str]) -
     alone = here[(here.side == "alone") & here.epochs.isin(lengths)]
     for epochs in lengths:
         args.epochs = args.t_max = epochs  # for the run ids
-        settings = settings_of(args)
+        settings = replace(settings_of(args), draw=0)  # found once for all draws
         lacking = {run_id(cell, settings) for cell in probes(args)} - set(here.run_id) - known
         if lacking and args.stage == "length":
             return epochs
