@@ -273,6 +273,15 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
     assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
     assert "test sets of 20 images" in said and said.count("(test set ± ") == 2
 
+    for stage in ("fresh", "images"):  # the length is that of the first draw
+        assert script(trial.main, "--stage", stage, *flags, "--draw", 1) == 0
+    rows = read_rows(csv_path(out))
+    drawn = rows[rows.draw == 1]
+    assert len(drawn) == 3 * 2 and set(drawn.epochs) == {long}
+    assert drawn.data.nunique() == 1 and set(drawn.data).isdisjoint(rows.data[rows.draw == 0])
+    assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
+    assert "over 2 draws of the training images" in capsys.readouterr().out
+
 
 def test_winners_are_measured_on_other_draws_of_the_images(golden):
     rows = [
