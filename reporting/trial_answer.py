@@ -164,7 +164,9 @@ def findings(trial: Trial) -> list[str]:
         if (side, "alone") in tests.index:
             what = beside(trial, tests.loc[[(side, "alone")]], "the student alone")
             more = beside(trial, tests.loc[[("kd", side)]], "that")
-            controls.append(f"With {ABOUT[side]} ({side}) it is {what}; kd itself is {more}.")
+            where = list(tests.loc[[(side, "alone")], PLACE].itertuples(index=False, name=None))
+            some = f", tried at {named_places(trial, where)}," * (len(where) < len(trial.whole))
+            controls.append(f"With {ABOUT[side]} ({side}){some} it is {what}; kd itself is {more}.")
     smooth = beside(trial, tests.loc[[("smooth", "alone")]], "the student alone")
     rival = beside(trial, tests.loc[[("kd", "smooth")]], "label smoothing")
     one_try = ranged([gain_by_tries(trial, place).iloc[0] for place in trial.whole])
