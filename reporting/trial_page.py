@@ -20,7 +20,7 @@ from reporting.tables import (
     with_interval,
 )
 from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
-from reporting.trial_answer import ABOUT, answer, gain_by_tries, named_place, seen_by, student
+from reporting.trial_answer import ABOUT, answer, named_place, seen_by, student
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -135,6 +135,12 @@ def tuning(trial: Trial) -> str:
     return show_lines(
         [at(trial, p) | by_tries(gain_by_tries(trial, p), points) for p in trial.whole]
     )
+
+
+def gain_by_tries(trial: Trial, place: tuple) -> pd.Series:
+    """By number of tries: kd minus the student alone on test, each with the best of so many."""
+    kd, alone = (best_of(trial, place, side).test for side in ("kd", "alone"))
+    return (kd - alone).dropna()
 
 
 def fewer(trial: Trial) -> str:
