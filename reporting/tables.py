@@ -249,7 +249,8 @@ def taught_by(protocol: Protocol) -> str:
         for model, rows in known.groupby("student")
     ]
     away = taught[~taught.teacher.isin(known.run_id)]
-    for (name, sha), rows in away.fillna({"teacher_sha": NONE}).groupby(["teacher", "teacher_sha"]):
+    shas = away.teacher_sha.astype(object).fillna(NONE)  # without any they are read as numbers
+    for (name, sha), rows in away.groupby(["teacher", shas]):
         where = "" if name in set(protocol.teachers.run_id) else " from elsewhere"
         grade = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
         parts.append(f"{name}{where} (checkpoint {sha}){grade}")
