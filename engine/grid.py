@@ -22,15 +22,7 @@ from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
 from images.sources import Data, load
 from models import code_of
-from utils import (
-    Diverged,
-    Interrupted,
-    UserError,
-    check_writable,
-    load_checkpoint,
-    note,
-    say,
-)
+from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -54,7 +46,9 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
-    sizes = [len(group) for group in grouped(pending)]
+    parts = [(group, [cell for cell in group if cell in pending]) for group in grouped(cells)]
+    todo = [(group, mine) for group, mine in parts if mine]
+    sizes = [len(mine) for _, mine in todo]
     dealt = deals_groups(sizes, ranks.world)
     if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
         note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
@@ -70,12 +64,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
         how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings)
     run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
-    todo = []
-    for group in grouped(cells):
-        mine = [cell for cell in group if cell in pending]
-        if mine:
-            todo.append((group, mine))
-        elif ranks.lead:
+    for group, mine in parts:
+        if ranks.lead and not mine:
             clear(group, run)
     if dealt:
         complaints = train_apart(todo[ranks.rank :: ranks.world], run)
@@ -135,9 +125,8 @@ def train_apart(todo: list[tuple[list[Cell], list[Cell]]], run: Run) -> list[str
         error = str(problem)
     try:
         every = parallel.all_gather(run.ranks, (found, error))
-    except RuntimeError:  # another rank has left at a signal
-        if run.keeper.signal:
-            raise Interrupted(128 + run.keeper.signal) from None
+    except RuntimeError:
+        run.keeper.saved(run.keeper.signal)  # leaves where another rank has left at a signal
         raise
     if errors := [theirs for _, theirs in every if theirs]:
         raise UserError(errors[0])

@@ -251,6 +251,12 @@ def places_of(frame: pd.DataFrame) -> list[tuple]:
 # ---------------------------------------------------------------- what fewer tries would find
 
 
+def search_rows(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
+    """The rows of a side's search at a place."""
+    rows = trial.rows[(trial.rows.images == place[0]) & (trial.rows.width == place[1])]
+    return rows[(rows.side == side) & rows.seed.isin(sides.SEARCH_SEEDS) & (rows.draw == 0)]
+
+
 def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
     """By number of tries n: the expected best held-out accuracy, and the test accuracy with it.
 
@@ -259,8 +265,7 @@ def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
     (Dodge et al. 2019, EMNLP, section 3, with replacement; without as here it is unbiased, Tang et
     al. 2020, ACL, section 3.) A diverged run counts as the worst one.
     """
-    rows = trial.rows[(trial.rows.images == place[0]) & (trial.rows.width == place[1])]
-    rows = rows[(rows.side == side) & rows.seed.isin(sides.SEARCH_SEEDS) & (rows.draw == 0)]
+    rows = search_rows(trial, place, side)
     rows = rows.sort_values(["val_acc", "config"], ascending=[True, False])[["val_acc", "test_acc"]]
     lost = trial.entries.loc[(*place, side)].lost_search
     values = np.concatenate([np.repeat(rows.to_numpy()[:1], lost, 0), rows.to_numpy()])

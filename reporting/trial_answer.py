@@ -11,7 +11,7 @@ import sides
 from reporting.rows import student_name
 from reporting.stats import LEVEL
 from reporting.tables import percent, points, span, with_interval
-from reporting.trial import PLACE, Trial, places_of
+from reporting.trial import PLACE, Trial, places_of, search_rows
 
 FEW = 40  # tries a side; with fewer a side with a small best region is told to be tuned badly
 ABOUT = {
@@ -168,7 +168,7 @@ def findings(trial: Trial) -> list[str]:
         if (side, "alone") in tests.index:
             what = beside(trial, tests.loc[[(side, "alone")]], "the student alone")
             more = beside(trial, tests.loc[[("kd", side)]], "that")
-            where = list(tests.loc[[(side, "alone")], PLACE].itertuples(index=False, name=None))
+            where = places_in(tests.loc[[(side, "alone")]])
             some = f", tried at {named_places(trial, where)}," * (len(where) < len(trial.whole))
             controls.append(
                 f"With {ABOUT[side]} ({side}){some} it is {what}; plain distillation is {more}."
@@ -189,6 +189,10 @@ def findings(trial: Trial) -> list[str]:
     ]
 
 
+def places_in(tests: pd.DataFrame) -> list[tuple]:
+    return list(tests[PLACE].itertuples(index=False, name=None))
+
+
 def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
     """`+0.1 to +1.2 points from it, which it beats at 1 of 3 places: 500 images`, corrected."""
     if len(tests) == 1:
@@ -198,7 +202,7 @@ def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
         )
 
     def at(which: pd.Series) -> str:
-        places = list(tests.loc[which.to_numpy(), PLACE].itertuples(index=False, name=None))
+        places = places_in(tests[which.to_numpy()])
         if len(tests) == 2 and len(places) != 1:
             return "at both places" if places else "at neither place"
         if len(places) in (0, len(tests)):
@@ -216,10 +220,9 @@ def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
 
 def at_the_same_rates(trial: Trial, place: tuple) -> pd.Series:
     """Test accuracy of kd's tries minus that of the student alone's with their lr and decay."""
-    rows = trial.rows[trial.rows.seed.isin(sides.SEARCH_SEEDS) & (trial.rows.draw == 0)]
-    rows = rows[(rows.images == place[0]) & (rows.width == place[1])]
     alone, kd = (
-        rows[rows.side == side].set_index(list(sides.SHARED)).test_acc for side in ("alone", "kd")
+        search_rows(trial, place, side).set_index(list(sides.SHARED)).test_acc
+        for side in ("alone", "kd")
     )
     return (kd - alone.reindex(kd.index)).dropna()
 
