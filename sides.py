@@ -27,6 +27,7 @@ FRESH, FEWER_FRESH, MANY = 10, 5, 10_000  # how many of those; fewer with more t
 PROBES = 4  # configurations of the student alone that tell whether a length is enough
 ENOUGH = 0.005  # it is, when doubling it moves the best of them by less; half a point of accuracy
 EDGE = 0.05  # of a range: a choice as near to its end counts as at a border
+BEYOND = 0.25  # of a range: how far beyond that end the last part of a search goes
 
 MOMENTUM = 0.9
 # Without it each side's best learning rate is the last at which the tried seeds did not diverge,
@@ -66,11 +67,15 @@ class Axis(NamedTuple):
     def scale(self, value: float) -> float:
         return (math.log(value) if value > 0 else -math.inf) if self.log else value
 
-    def wider(self, ends: set[str]) -> "Axis":
-        """The range half as long again beyond each of the ends."""
-        low = self.value(-0.5) if "smallest" in ends else self.low
-        high = self.value(1.5) if "largest" in ends else self.high
-        return self._replace(low=low, high=high)
+    def towards(self, ends: set[str]) -> "Axis":
+        """The range from its middle to a quarter beyond the end that a choice was at.
+
+        Whoever is best at an end has nothing to look for in the other half, and little far out.
+        Both ends: the whole range and a quarter beyond either; none: the range.
+        """
+        low = -BEYOND if "smallest" in ends else 0.5 if ends else 0.0
+        high = 1 + BEYOND if "largest" in ends else 0.5 if ends else 1.0
+        return self._replace(low=self.value(low), high=self.value(high)) if ends else self
 
 
 class Config(NamedTuple):
@@ -135,7 +140,7 @@ def draw(side: str, numbers: range, ranges: dict[str, Axis]) -> list[Config]:
 
 
 def first_tries(tries: int) -> int:
-    """How many of them come from the declared ranges, before those are widened."""
+    """How many of them come from the declared ranges, before those are moved towards a border."""
     return tries - tries // 4
 
 
@@ -154,9 +159,9 @@ def searched(side: str, tries: int, rows: pd.DataFrame | None = None) -> list[Co
 
 
 def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
-    """The ranges of a search's last part: wider where the best of the first is at a border.
+    """The ranges of a search's last part: beyond a border where the best of the first is at one.
 
-    What all sides share is wider for all of them, where one of MAIN needs it.
+    What all sides share is moved for all of them, where one of MAIN needs it.
     """
     ends = {name: set() for name in axes(side)}
     for one in dict.fromkeys((*MAIN, side)):
@@ -167,7 +172,7 @@ def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
             for name, _, end in borders(one, best, mine):
                 if one in MAIN if name in SHARED else one == side:
                     ends[name].add(end)
-    return {name: axis.wider(ends[name]) for name, axis in axes(side).items()}
+    return {name: axis.towards(ends[name]) for name, axis in axes(side).items()}
 
 
 def borders(side: str, number: int, rows: pd.DataFrame) -> list[tuple[str, float, str]]:

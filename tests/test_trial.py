@@ -103,13 +103,21 @@ def test_a_choice_at_a_border_widens_the_shared_range_for_all_and_its_own_for_it
     rows = at_place({"lr": 1}, {"alpha": 1}, {"lr": 0.5}, tries=60)
     for side in ("alone", "smooth", "kd", "sp", "kd-random"):
         own, wide = sides.axes(side), sides.widened(side, rows, 60)
-        assert wide["lr"].high > 2 * own["lr"].high and wide["lr"].low == own["lr"].low
+        assert wide["lr"].low == own["lr"].value(0.5)
+        assert own["lr"].share(wide["lr"].high) == pytest.approx(1.25, abs=0.01)
         assert wide["weight_decay"] == own["weight_decay"]
         if "alpha" in own:
             assert (wide["alpha"] != own["alpha"]) == (side == "smooth")
     last = sides.searched("kd", 60, rows)[sides.first_tries(60) :]
     assert len(last) == 15 and max(c.lr for c in last) > sides.SHARED["lr"].high
     assert sides.searched("kd", 60, rows)[: -len(last)] == sides.searched("kd", 60)
+
+
+def test_borders_at_both_ends_widen_a_shared_range_both_ways():
+    rows = at_place({"lr": 1}, {"lr": 0.5}, {"lr": 0}, tries=60)
+    own, wide = sides.SHARED["lr"], sides.widened("sp", rows, 60)["lr"]
+    assert own.share(wide.low) == pytest.approx(-0.25, abs=0.01)
+    assert own.share(wide.high) == pytest.approx(1.25, abs=0.01)
 
 
 def test_a_natural_end_is_no_border():
