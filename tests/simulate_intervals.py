@@ -1,7 +1,6 @@
 """How often the report's intervals cover and its marks err, where nothing differs in truth.
 
-    python tests/simulate_intervals.py                # all that docs/evidence.md quotes; 10 minutes
-    python tests/simulate_intervals.py --repeats 200
+    python tests/simulate_intervals.py --repeats 250  # all that docs/evidence.md quotes; 10 minutes
 
 A grid of alphas x temperatures, with or without a control for each alpha, and the student alone.
 A run's noise has variance 1, `shared` of which all cells of an alpha have in common, and `whole` of
