@@ -22,6 +22,7 @@
 #   FLAGS                               flags for every script
 #   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
 #   RANKS                               processes that a grid is distributed over
+#   PYTHON                              instead of python3, or of the .venv made where that lacks a package
 # A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words
 set -eu

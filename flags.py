@@ -65,7 +65,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         help="where the data set is or goes")  # fmt: skip
     add = groups["optimisation"]
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
-        help="bfloat16 autocast in the ResNet (default: auto, where it is faster)")  # fmt: skip
+        help="bfloat16 autocast in ResNet-18 (default: auto, where it is faster)")  # fmt: skip
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument

@@ -10,9 +10,10 @@
 #
 # It runs the tests that need a GPU; the quick experiment twice, where the second must find everything
 # done; and the benchmark, which estimates what `sh exp.sh` will take here. Nothing is downloaded but
-# packages for setup.sh. A part that fails or exceeds its limit does not stop the others.
-# FOLDER/REPORT.md has the results and can be attached to an issue. Exit status: 1 where a part failed,
-# 2 where there is no GPU. FLAGS="--device cpu" rehearses it.
+# packages for setup.sh, and by --reference CIFAR-10, where DATA_DIR has none. A part that fails or
+# exceeds its limit does not stop the others. FOLDER/REPORT.md has the results and can be attached to an
+# issue. Exit status: 1 where a part failed, 2 where there is no GPU or the FOLDER is there already.
+# FLAGS="--device cpu" rehearses it.
 # shellcheck disable=SC2086 # FLAGS and SEEDS are meant to be split into words
 set -eu
 caller=$PWD

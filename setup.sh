@@ -1,4 +1,4 @@
-# Sourced by exp.sh and test.sh: leaves $PYTHON, a Python that has everything in the requirement
+# Sourced by exp.sh, trial.sh, gpu.sh and test.sh: leaves $PYTHON, a Python that has everything in the requirement
 # files named in $NEEDS. That is python3 as it is where it has them already, otherwise .venv, which
 # is made or completed. PYTHON=... in the environment is taken as given.
 

@@ -69,8 +69,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out-dir", type=Path, default=utils.ROOT, help="where results/ is (default: the "
         "repository)")  # fmt: skip
     add("--metric", choices=["best", "last"], help="what table.md shows: accuracy of the best or "
-        "of the last epoch (default: the last where T_max = epochs; else the epoch chosen on "
-        "validation; else the best)")  # fmt: skip
+        "of the last epoch (default: the last where T_max = epochs or a milestone was passed; else "
+        "the epoch chosen on validation; else the best)")  # fmt: skip
     return parser.parse_args(argv)
 
 
