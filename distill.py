@@ -33,7 +33,8 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     for own in flags.sweep(args, args.student, args.student_width):
         cells += [Cell(**own)] * args.alone
         for name, how in chosen:
-            if args.control:  # at alpha 1 nothing is left of the hard loss
+            # Nothing is left of the hard loss at alpha 1, all of it with a weight of its own.
+            if args.control and how["hard_weight"] == [None]:
                 cells += [Cell(alpha=a, **own) for a in how["alpha"] if a < 1]
             every = [dict(zip(how, values, strict=True)) for values in product(*how.values())]
             theirs = own | (teacher if is_taught(name) else {})

@@ -17,9 +17,9 @@
 #   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
 #   RECIPE                              reference or crd, for every script
 #   PAIRS                               teacher:student, several: a table of METHODS for each pair
-#                                       instead of the grid; --recipe crd has six
+#                                       instead of the grid; RECIPE=crd has six
 #   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
-#   FLAGS                               flags for every script
+#   FLAGS                               flags for every script (--quick's own come before them)
 #   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
 #   RANKS                               processes that a grid is distributed over
 #   PYTHON                              instead of python3, or of the .venv made where that lacks a package
@@ -56,19 +56,24 @@ STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
 if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     if [ -n "$QUICK" ]; then
         : "${PAIRS:=resnet14:resnet8}" "${EPOCHS:=4}" "${METHODS:=kd at kd+sp}" "${SEEDS:=0 1}"
-        : "${FLAGS:=--train-size 1000}" "${TEACHER_FLAGS:= }"
+        : "${TEACHER_FLAGS:= }"
     fi
     : "${DATASET:=${QUICK:+shapes}}" "${DATASET:=cifar100}"
     first="resnet56:resnet20 resnet110:resnet32 resnet32x4:resnet8x4"
     : "${PAIRS:=$first wrn-40-2:wrn-16-2 vgg13:vgg8 resnet32x4:shufflenetv2}"
 fi
 if [ -n "$PAIRS" ]; then
+    [ -z "$ABLATION${LOOP:-}${ALPHAS:-}${TEMPERATURES:-}" ] || {
+        echo "error: --ablation, LOOP, ALPHAS and TEMPERATURES are of the grid: with PAIRS or RECIPE=crd leave them out" >&2
+        exit 2
+    }
     : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS:=0 1 2}"
 fi
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
-    : "${FLAGS:=--train-size 1000 --batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9}"
+    [ "$RECIPE" = crd ] || FLAGS="--batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9 $FLAGS"
+    FLAGS="--train-size 1000 $FLAGS"
     : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 $(cosine 20 $FLAGS)}"
     RESNET_FLAGS="--student-width 8 --epochs 5 $(cosine 5 $FLAGS)"
 fi
@@ -77,6 +82,11 @@ fi
 [ "$RECIPE" = crd ] || : "${EPOCHS:=100}"
 : "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"
 : "${FLAGS:=}" "${TEACHER_FLAGS:=}" "${STUDENT_FLAGS:=}" "${LOOP:=}" "${RANKS:=}"
+
+# A folder may hold the teachers of PAIRS, too.
+which=''
+case " $FLAGS $TEACHER_FLAGS" in *" --model"*) ;; *) which="--teacher resnet18" ;; esac
+[ -z "$TEACHER$PAIRS" ] || which=''
 
 NEEDS=requirements.txt COMMON="--recipe $RECIPE ${EPOCHS:+--epochs $EPOCHS}"
 . ./setup.sh
@@ -104,7 +114,7 @@ student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
     try launch "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
-        $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
+        $FLAGS $STUDENT_FLAGS $which ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
 grid() { # flags of distill.py: all cells together, or cell by cell
@@ -118,7 +128,7 @@ grid() { # flags of distill.py: all cells together, or cell by cell
 }
 
 resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, in the background
-    set -- 1 distill.py $(cosine "$T_MAX" $FLAGS) $FLAGS ${TEACHER:+--teacher "$TEACHER"} \
+    set -- 1 distill.py $(cosine "$T_MAX" $FLAGS) $FLAGS $which ${TEACHER:+--teacher "$TEACHER"} \
         $RESNET_FLAGS --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
     if [ "$GPUS" -gt 1 ]; then
         # RANK as under torchrun, so that `leave` after a Ctrl-C is not taken for a second one.

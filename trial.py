@@ -317,6 +317,9 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("a trial needs --val-size: held-out images, on which everything is chosen")
     if args.draw and args.stage not in ("fresh", "images"):
         raise UserError("--draw: everything is chosen on the first draw, leave it out")
+    if "kd-same" in args.sides and args.teacher and args.stage:
+        raise UserError("kd-same finds its teacher, one of the student's own images, in --out-dir: "
+                        "leave --teacher out")  # fmt: skip
     alone = set(args.sides) & set(sides.OWN_TEACHER)
     if alone and len(args.sides) > 1 and args.stage:
         raise UserError(f"{alone.pop()} has a teacher of its own: name no other of --sides")

@@ -82,6 +82,15 @@ for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE $TRIES $DRAWS $DOUBLINGS; do
         ;;
     esac
 done
+for side in $CONTROLS; do
+    case "$side" in
+    kd-shuffled | kd-random | kd-self) ;;
+    *)
+        echo "error: $side is none of CONTROLS: kd-shuffled, kd-random, kd-self (kd-same: SAME_TEACHER)" >&2
+        exit 2
+        ;;
+    esac
+done
 own=''  # a network of somebody's own is in no checkpoint
 case "$TEACHER_MODEL" in torchvision:* | timm:*) ;; *:*) own="--teacher-model $TEACHER_MODEL" ;; esac
 COMMON="--val-size $VAL_SIZE $FLAGS"

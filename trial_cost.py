@@ -103,7 +103,7 @@ def smaller(asked: Size, args: argparse.Namespace, paces: dict[int | None, Pace]
             words += [f"TRIES={count}"] * (count != asked.tries)
             words += [f"FRESH={fresh}"] * (fresh != asked.fresh)
             words += [f"STEPS={size.steps}"] * (shorter > 1)
-            return f"Within an hour ({spoken(seconds)}): {' '.join(words)} sh trial.sh"
+            return f"Within an hour ({spoken(seconds)}): {' '.join(words)} before the same command"
     return "No smaller trial of this student fits an hour here: a GPU, or a smaller student, may."
 
 

@@ -76,6 +76,7 @@ def describe(rows: pd.DataFrame) -> pd.DataFrame:
     for cell, part in rows.groupby(CELL):
         n, mean, std = part.value.agg(["count", "mean", "std"])
         found[cell] = {"n": int(n), "mean": mean, "std": std, **part[["val", *LEARNED]].mean()}
+        found[cell]["shortened"] = part.hard_weight.isna().all()  # the hard loss is x (1 - alpha)
         found[cell] |= {"kind": part.kind.iloc[0], "run_ids": short_ids(part)}
         found[cell]["teacher_sha"] = ", ".join(sorted(set(part.teacher_sha.dropna())))
     index = pd.MultiIndex.from_tuples(found, names=CELL)
@@ -121,7 +122,10 @@ def of_grids(cells: pd.DataFrame) -> list[Family]:
         if variant != ALONE:
             others[ALONE] = [(ALONE, 0.0, NO_TEMPERATURE) for _ in grid.index]
         if variant not in (ALONE, CONTROL):
-            others[CONTROL] = [(CONTROL, alpha, NO_TEMPERATURE) for _, alpha, _ in grid.index]
+            others[CONTROL] = [
+                (CONTROL, alpha, NO_TEMPERATURE) if shortened else None
+                for (_, alpha, _), shortened in grid.shortened.items()
+            ]
         if T2 in variant:
             others[PLAIN] = [(variant.replace(T2, ""), *place) for _, *place in grid.index]
         for against, columns in others.items():

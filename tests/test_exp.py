@@ -143,8 +143,8 @@ def test_the_resnet_students_run_side_by_side(start, tmp_path, visible, first, s
     """Each waits here until both are there, so one after the other would never end."""
     env = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     process = start(3, WAITS="--student resnet18", RESNET_SEEDS="7", **env)
-    wait_for(lambda: sum("resnet18" in line for line in lines(tmp_path)) == 2)
-    pair = sorted(line for line in lines(tmp_path) if "resnet18" in line)
+    wait_for(lambda: sum("--student resnet18" in line for line in lines(tmp_path)) == 2)
+    pair = sorted(line for line in lines(tmp_path) if "--student resnet18" in line)
     assert sorted(line.split(":")[0] for line in pair) == sorted([f"gpu {first}", f"gpu {second}"])
     assert {line.split("--seed 7 ")[1] for line in pair} == {
         "--alpha 0.5 --temperature 10",
@@ -155,14 +155,13 @@ def test_the_resnet_students_run_side_by_side(start, tmp_path, visible, first, s
     assert process.returncode == 130
     saved = [line for line in lines(tmp_path) if line.startswith("saved: ")]
     assert len(saved) == 2  # and it has waited for them
-    assert (
-        sum("output of distill.py" in line and "resnet18" in line for line in out.split("\n")) == 2
-    )
+    mine = [line for line in out.split("\n") if "--student resnet18" in line]
+    assert sum("output of distill.py" in line for line in mine) == 2
 
 
 def test_a_term_ends_both_students(start, tmp_path):
     process = start(2, WAITS="--student resnet18")
-    wait_for(lambda: sum("resnet18" in line for line in lines(tmp_path)) == 2)
+    wait_for(lambda: sum("--student resnet18" in line for line in lines(tmp_path)) == 2)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -174,7 +173,7 @@ def test_a_student_that_diverges_stops_no_other(exp, gpus):
         gpus, FAILS="--alpha 0.5 --temperature 10", STATUS="2", RESNET_SEEDS="0 1"
     )
     assert status == 2
-    assert sum("resnet18" in line for line in ran) == 4 and "summarize.py" in ran[-1]
+    assert sum("--student resnet18" in line for line in ran) == 4 and "summarize.py" in ran[-1]
 
 
 def test_a_student_that_is_killed_ends_the_script_and_its_neighbour(start, tmp_path):
@@ -297,10 +296,12 @@ def test_folders_with_spaces_are_one_word_each(exp, tmp_path):
 
 # ---------------------------------------------------------------- methods x pairs
 
+NO_GRID = {"ALPHAS": "", "TEMPERATURES": ""}
+
 
 def test_the_fields_table_is_a_teacher_and_its_students_for_each_pair(exp):
     status, ran, _, _ = exp(
-        1, RECIPE="crd", PAIRS="resnet56:resnet20 vgg13:vgg8", METHODS="kd sp:3,30"
+        1, RECIPE="crd", PAIRS="resnet56:resnet20 vgg13:vgg8", METHODS="kd sp:3,30", **NO_GRID
     )
     assert status == 0
     scripts = [line.split(": ", 1)[1] for line in ran]
@@ -317,7 +318,42 @@ def test_the_fields_table_is_a_teacher_and_its_students_for_each_pair(exp):
 
 def test_pairs_by_the_references_recipe_and_a_teacher_of_ones_own(exp, tmp_path):
     env = {"PAIRS": "resnet18:resnet8", "TEACHER": "t.pt", "EPOCHS": "24", "METHODS": "kd"}
-    status, ran, _, _ = exp(1, **env)
+    status, ran, _, _ = exp(1, **env, **NO_GRID)
     assert status == 0 and len(ran) == 2
     assert "--recipe reference --epochs 24" in ran[0] and "--t-max 200" in ran[0]
     assert "--teacher " in ran[0] and "t.pt --student resnet8 --method kd --alone" in ran[0]
+
+
+@pytest.mark.parametrize("given", [{"ALPHAS": "0.5"}, {"LOOP": "1"}, "--ablation"])
+def test_what_only_a_grid_has_is_no_part_of_a_table_of_pairs(exp, given):
+    options, env = ([given], {}) if isinstance(given, str) else ([], given)
+    status, ran, _, err = exp(1, *options, **NO_GRID | {"RECIPE": "crd"} | env)
+    assert status == 2 and not ran and err.count("\n") == 1 and "are of the grid" in err
+
+
+# ---------------------------------------------------------------- flags
+
+
+def test_flags_come_after_those_of_quick(exp):
+    status, ran, _, _ = exp(1, "--quick", FLAGS="--lr 0.5")
+    assert status == 0
+    for line in ran[:-1]:
+        assert (
+            "--train-size 1000 --batch-size 32 " in line
+            and "--lr 0.02 --momentum 0.9 --lr 0.5" in line
+        )
+    status, ran, _, _ = exp(1, "--quick", RECIPE="crd", FLAGS="--lr 0.5", **NO_GRID)
+    assert status == 0 and "--model resnet14 --train-size 1000 --lr 0.5" in ran[-3]
+
+
+def test_which_teacher_where_a_folder_may_hold_those_of_pairs_too(exp, tmp_path):
+    status, ran, _, _ = exp(1)
+    assert status == 0 and all("--teacher resnet18" in line for line in ran[1:-1])
+    (tmp_path / "log").unlink()
+    status, ran, _, _ = exp(1, TEACHER_FLAGS="--model vgg8")
+    assert status == 0 and not any("--teacher" in line for line in ran[1:-1])
+
+
+def test_a_control_that_is_none_is_refused(exp):
+    status, ran, _, err = exp(1, "--quick", script="trial.sh", CONTROLS="kd-shuffled kd-same")
+    assert status == 2 and not ran and "kd-same: SAME_TEACHER" in err

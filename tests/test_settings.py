@@ -241,6 +241,12 @@ def test_a_recipe_is_what_no_flag_says():
     assert ids(crd + "--alpha 0.2 --hard-weight 1")[1] == "resnet20-smooth-a0.2-h1-s0-crd"
 
 
+def test_a_control_is_of_a_hard_loss_that_alpha_shortens():
+    smooth = "--method smooth --alpha 0.5 --control"
+    assert ids(smooth) == ["cnn-none-a0.5-s0", "cnn-smooth-a0.5-s0"]
+    assert ids(smooth + " --hard-weight 1") == ["cnn-smooth-a0.5-h1-s0"]
+
+
 @pytest.mark.parametrize(
     "network, epochs, lr, milestones",
     [("resnet20", 240, 0.05, "150 180 210"), ("shufflenetv2", 24, 0.01, "15 18 21"),
@@ -350,7 +356,8 @@ def test_exp_sh_takes_a_step_schedule(exp, options, where):  # noqa: F811
             flags.add_model(parser, "resnet18", sweeps=False)
         else:
             flags.add_distillation(parser)
-        who = "ResNet-18" if "resnet18" in argv else name
+            flags.add_teacher(parser)
+        who = "ResNet-18" if "--student" in argv else name
         schedules[who] = settings_of(parser.parse_args(argv)).schedule
     having = {"FLAGS": set(schedules), "TEACHER_FLAGS": {"train_teacher.py"}}
     having["STUDENT_FLAGS"] = {"distill.py"}

@@ -377,6 +377,7 @@ def test_mistakes(small, capsys):
         (["--stage", "search", "--seed", 3], "--seed is set by the trial"),
         (["--stage", "search", "--sides", "kd", "kd-self"], "kd-self has a teacher of its own"),
         (["--stage", "search", "--sides", "kd-self", "--doublings", 0], "run its final first"),
+        (["--stage", "search", "--sides", "kd-same", "--teacher", "t.pt"], "leave --teacher out"),
         (["--stage", "search", "--val-size", 0], "--val-size"),
         (["--stage", "search", "--draw", 1], "--draw: everything is chosen on the first draw"),
         (["--stage", "search", "--fresh", 1], "two fresh seeds"),
