@@ -24,12 +24,13 @@ ABOUT = {
 
 def answer(trial: Trial) -> dict:
     """The values of the template trial_answer.j2."""
+    whole = trial.entries[trial.entries.whole]
     return {
         "drawn": "shapes" in set(trial.rows.dataset),
         "how": how(trial),
         "answers": answers(trial),
         "findings": findings(trial),
-        "borders": sided(trial, [key for key, one in trial.entries.iterrows() if one.borders]),
+        "borders": sided(trial, whole.index[whole.borders.astype(bool)]),
         "short": short(trial),
         "few": trial.asked.tries if trial.asked.tries < FEW else 0,
         "usual": sides.TRIES,
