@@ -126,6 +126,14 @@ def test_a_natural_end_is_no_border():
         assert sides.widened(side, rows, 60)[name] == sides.axes(side)[name], side
 
 
+@pytest.mark.parametrize("tries", [8, 12, 16])  # so few that none lies near the natural ends
+def test_a_search_of_few_tries_does_not_leave_what_is_sensible(tries):
+    rows = at_place({"lr": 0.5}, {"alpha": 0}, {"alpha": 0, "temperature": 0}, tries=tries)
+    for side in ("smooth", "kd", "kd-shuffled", "kd+sp", "dkd"):
+        configs = sides.searched(side, tries, rows)
+        assert all(0 <= c.alpha <= 1 and (c.temperature or 1) >= 1 for c in configs), side
+
+
 # ---------------------------------------------------------------- choosing
 
 
