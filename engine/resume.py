@@ -163,8 +163,12 @@ class Unfinished:
                 if not kept or (kept["epoch"], kept["step"]) < (state["epoch"], state["step"]):
                     states[name] = state
         for trainee in self.trainees:
-            if state := states.get(trainee.run_id) or self.shorter_run(trainee):
-                trainee.load(state)
+            state = states.get(trainee.run_id) or self.shorter_run(trainee)
+            if state and run.keep_best and lacks_best(state):
+                note(f"{trainee.run_id} was not begun with --keep best: it starts afresh")
+            elif state:
+                # Without --keep best it would go stale: there is none from here on.
+                trainee.load(state if run.keep_best else state | {"best": None})
 
     def of_other_groups(self) -> list[dict]:
         """What commands with other cells have saved of ours, so that a wider grid goes on with it.
@@ -248,6 +252,11 @@ class Unfinished:
         """What differs from a saved basis, in words."""
         now = self.basis()
         return [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
+
+
+def lacks_best(state: dict) -> bool:
+    """Whether epochs were measured without the best one's weights being kept."""
+    return state.get("best") is None and any("test_acc" in record for record in state["history"])
 
 
 def folder_of(group: list[Cell], run: Run) -> Path:

@@ -125,6 +125,19 @@ def test_the_best_epochs_weights_are_kept(make_run):
         assert measure.accuracy(logits, run.data.test.labels) == row.best_test_acc
 
 
+def test_best_weights_asked_for_only_later_are_those_of_a_run_in_one_go(make_run, capfd):
+    """Half of a run without --keep best, or a shorter run without it, has lost its best epoch."""
+    settings = replace(TINY, epochs=4, t_max=4, last_batch="drop")
+    cells = [replace(cell, lr=0.1) for cell in GRID[:2]]
+    names = train_all(cells, make_run("at once", settings, keep_best=True))
+    stop(cells, make_run("stopped", settings, keep_best=True), chances=8)
+    stop(cells, make_run("stopped", settings), chances=7)  # here what was kept would go stale
+    train_all(cells, make_run("shorter", replace(settings, epochs=3)))
+    for name in ("stopped", "shorter"):
+        assert train_all(cells, make_run(name, settings, keep_best=True)).items() >= names.items()
+        assert capfd.readouterr().err.count("was not begun with --keep best") == len(cells)
+
+
 def test_best_weights_that_are_missing_are_made(tmp_path):
     make_images(tmp_path / "images", train=20, test=10)
     argv = "--dataset folder --epochs 2 --batch-size 16 --lr 0.01 --device cpu".split()
