@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from conftest import make_images, script
 from trial_rows import (
     FRESH,
@@ -396,6 +397,22 @@ def test_mistakes(small, capsys):
         error = capsys.readouterr().err
         assert what in error and error.count("\n") == 1, error
     assert len(read_rows(csv_path(out))) == 1  # the teacher
+
+
+def test_runs_that_are_there_under_another_name_are_refused_at_once(small, capsys):
+    """Of another teacher, or of --train-size 0: with both no later stage knew what to choose."""
+    flags, out = small
+    search = [*flags, "--stage", "search", "--sides", "kd", "--doublings", 0, "--train-size", 60]
+    assert script(trial.main, *search) == 0
+    before = read_rows(csv_path(out))
+    stored = torch.load(flags[-1], weights_only=True)
+    stored["cell"]["seed"] = 1
+    torch.save(stored, out / "other.pt")
+    for other in (["--teacher", out / "other.pt"], ["--train-size", 0]):
+        assert script(trial.main, *search, *other) == 2
+        error = capsys.readouterr().err
+        assert "the same run by another teacher" in error and error.count("\n") == 1
+    assert read_rows(csv_path(out)).equals(before)
 
 
 def test_sizes_by_default_what_the_data_allow(tmp_path, capsys):
