@@ -40,6 +40,8 @@ from utils import (
     write_atomic,
 )
 
+GLANCE = 3.0  # seconds that a command of other cells may take to see that nobody trains these
+
 
 class Keeper:
     """Says when to save: about every `seconds`, and at once after Ctrl-C or another signal to stop.
@@ -114,7 +116,8 @@ class Unfinished:
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the folder. Raises UserError where another process has it."""
-        with lead_first(self.run.ranks, lambda: claim(self.folder)) or contextlib.nullcontext():
+        mine = lead_first(self.run.ranks, lambda: claim(self.folder, GLANCE))
+        with mine or contextlib.nullcontext():
             try:
                 yield
             except RuntimeError:
@@ -179,7 +182,9 @@ class Unfinished:
         for folder in sorted(self.folder.parent.iterdir()):
             if folder == self.folder:
                 continue
-            with contextlib.suppress(UserError), claim(folder):  # unless another process has it
+            with contextlib.suppress(UserError):  # unless another process has it
+                with claim(folder):
+                    pass  # no longer: its own command may be about to begin
                 shards = load_states(folder)
                 theirs = {name for shard in shards for name in shard["cells"]}
                 other = {word for shard in shards for word in self.other_basis(shard["basis"])}
@@ -274,11 +279,11 @@ def clear(group: list[Cell], run: Run) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def claim(folder: Path) -> contextlib.AbstractContextManager:
-    """Lock a folder for the `with`. Raises UserError where another process has it."""
+def claim(folder: Path, seconds: float = 0) -> contextlib.AbstractContextManager:
+    """Lock a folder for the `with`. Raises UserError where another process has it for so long."""
     check_writable(folder)
     try:
-        return acquired(folder / "lock", timeout=0)
+        return acquired(folder / "lock", timeout=seconds)
     except filelock.Timeout:
         raise UserError(
             f"another process is training these cells ({folder}): wait for it"
