@@ -71,10 +71,12 @@ class Axis(NamedTuple):
         """The range from its middle to a quarter beyond the end that a choice was at.
 
         Whoever is best at an end has nothing to look for in the other half, and little far out.
-        Both ends: the whole range and a quarter beyond either; none: the range.
+        Both ends: the whole range and a quarter beyond either; none: the range. Never beyond a
+        natural end: few tries come only near it, and an alpha below 0 or a T below 1 is no choice.
         """
-        low = -BEYOND if "smallest" in ends else 0.5 if ends else 0.0
-        high = 1 + BEYOND if "largest" in ends else 0.5 if ends else 1.0
+        few, many = (0.0 if end in self.natural else BEYOND for end in ("smallest", "largest"))
+        low = -few if "smallest" in ends else 0.5 if ends else 0.0
+        high = 1 + many if "largest" in ends else 0.5 if ends else 1.0
         return self._replace(low=self.value(low), high=self.value(high)) if ends else self
 
 

@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     meet_control(args, here)
     settings = settings_of(args)
     cells = [cell for cell in cells_of(args, here) if run_id(cell, settings) not in known]
+    check_names(cells, here[(here.epochs == args.epochs) & (here.draw == args.draw)], settings)
     try:
         run_command(cells, args)
     except Diverged:
@@ -182,6 +183,22 @@ def cells_of(args: argparse.Namespace, here: pd.DataFrame) -> list[Cell]:
             raise UserError(f"side {side} has no runs to choose from: run --stage {before} first")
         cells += cells_for(args, side, configs, seeds)
     return cells
+
+
+def check_names(cells: list[Cell], here: pd.DataFrame, settings: Settings) -> None:
+    """Raise UserError where a cell has a row under another run id: no side can have both."""
+    there: dict[tuple, set[str]] = {}
+    for row in here.itertuples():
+        key = row.method, row.answers, row.seed, sides.config_of(row)
+        there.setdefault(key, set()).add(row.run_id)
+    for cell in cells:
+        config = sides.Config(*(getattr(cell, name) for name in sides.Config._fields))
+        names = there.get((cell.method, cell.answers, cell.seed, config), set())
+        if other := names - {run_id(cell, settings)}:
+            raise UserError(
+                f"results.csv has {min(other)}, the same run by another teacher or --train-size: "
+                "go on with that, or choose another --out-dir"
+            )
 
 
 def fresh_here(args: argparse.Namespace, here: pd.DataFrame) -> pd.DataFrame:

@@ -40,6 +40,8 @@ from utils import (
     write_atomic,
 )
 
+GLANCE = 3.0  # seconds that a command of other cells may take to see that nobody trains these
+
 
 class Keeper:
     """Says when to save: about every `seconds`, and at once after Ctrl-C or another signal to stop.
@@ -114,7 +116,8 @@ class Unfinished:
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the folder. Raises UserError where another process has it."""
-        with lead_first(self.run.ranks, lambda: claim(self.folder)) or contextlib.nullcontext():
+        mine = lead_first(self.run.ranks, lambda: claim(self.folder, GLANCE))
+        with mine or contextlib.nullcontext():
             try:
                 yield
             except RuntimeError:
@@ -163,8 +166,12 @@ class Unfinished:
                 if not kept or (kept["epoch"], kept["step"]) < (state["epoch"], state["step"]):
                     states[name] = state
         for trainee in self.trainees:
-            if state := states.get(trainee.run_id) or self.shorter_run(trainee):
-                trainee.load(state)
+            state = states.get(trainee.run_id) or self.shorter_run(trainee)
+            if state and run.keep_best and lacks_best(state):
+                note(f"{trainee.run_id} was not begun with --keep best: it starts afresh")
+            elif state:
+                # Without --keep best it would go stale: there is none from here on.
+                trainee.load(state if run.keep_best else state | {"best": None})
 
     def of_other_groups(self) -> list[dict]:
         """What commands with other cells have saved of ours, so that a wider grid goes on with it.
@@ -175,7 +182,9 @@ class Unfinished:
         for folder in sorted(self.folder.parent.iterdir()):
             if folder == self.folder:
                 continue
-            with contextlib.suppress(UserError), claim(folder):  # unless another process has it
+            with contextlib.suppress(UserError):  # unless another process has it
+                with claim(folder):
+                    pass  # no longer: its own command may be about to begin
                 shards = load_states(folder)
                 theirs = {name for shard in shards for name in shard["cells"]}
                 other = {word for shard in shards for word in self.other_basis(shard["basis"])}
@@ -250,6 +259,11 @@ class Unfinished:
         return [f"{n} {saved.get(n)}, now {now[n]}" for n in now if saved.get(n) != now[n]]
 
 
+def lacks_best(state: dict) -> bool:
+    """Whether epochs were measured without the best one's weights being kept."""
+    return state.get("best") is None and any("test_acc" in record for record in state["history"])
+
+
 def folder_of(group: list[Cell], run: Run) -> Path:
     """Where a group's state is saved: named by its cells, so that the same command finds it."""
     ids = sorted(run_id(cell, run.settings) for cell in group)
@@ -265,11 +279,11 @@ def clear(group: list[Cell], run: Run) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def claim(folder: Path) -> contextlib.AbstractContextManager:
-    """Lock a folder for the `with`. Raises UserError where another process has it."""
+def claim(folder: Path, seconds: float = 0) -> contextlib.AbstractContextManager:
+    """Lock a folder for the `with`. Raises UserError where another process has it for so long."""
     check_writable(folder)
     try:
-        return acquired(folder / "lock", timeout=0)
+        return acquired(folder / "lock", timeout=seconds)
     except filelock.Timeout:
         raise UserError(
             f"another process is training these cells ({folder}): wait for it"

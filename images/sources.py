@@ -121,13 +121,16 @@ def split_off(
     """Indices to train on and to validate on, each class-balanced, disjoint, in ascending order.
 
     Which images are held out depends only on `val_size`; `train_size` then takes from the rest
-    (0: all), other ones in another `draw`. Raises UserError where a class has too few images.
+    (0: all), other ones in another `draw`. Raises UserError where a class has too few images, or a
+    draw would be of all.
     """
     rest = np.arange(len(labels))
     val = balanced(labels, rest, val_size, classes, "validation")
     rest = np.setdiff1d(rest, val)
     if not train_size:
         return rest, val
+    if draw and train_size == len(rest):
+        raise UserError(f"--draw {draw}: every draw has all {len(rest)} images, ask for fewer")
     return balanced(labels, rest, train_size, classes, "subset", draw), val
 
 

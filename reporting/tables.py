@@ -196,8 +196,9 @@ def heading(what: str, against: str) -> str:
 
 
 def show_lines(lines: list[dict[str, str]]) -> str:
-    """`show` of lines that name their own columns; empty for none."""
-    return show(pd.DataFrame(lines), *(lines[0] if lines else ()))
+    """`show` of lines that name their own columns, — where one lacks another's; empty for none."""
+    frame = pd.DataFrame(lines).fillna(NONE)
+    return show(frame, *frame)
 
 
 def pivot(text: pd.Series, last: pd.Series | None = None) -> str:

@@ -77,6 +77,8 @@ def test_another_draw_has_other_training_images_and_the_same_held_out_ones():
     (first, val), (other, same) = (split_off(labels, 100, 100, TEN, draw) for draw in (0, 1))
     assert np.array_equal(val, same) and set(np.bincount(labels[other])) == {10}
     assert len(set(first) & set(other)) < 50 and not set(other) & set(val)
+    with pytest.raises(UserError, match="every draw has all 400"):
+        split_off(labels, 100, 400, TEN, draw=1)
 
 
 def test_partners_are_other_images_of_the_class_by_the_seed_alone():

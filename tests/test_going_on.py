@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -26,9 +27,10 @@ import engine.steps
 import train_student
 from engine import measure
 from engine.loop import train
+from engine.resume import Unfinished, claim, folder_of
 from engine.rows import best_path, csv_path, read_rows
 from engine.teacher import load_teacher
-from utils import Interrupted, is_lead, process_count
+from utils import Interrupted, UserError, is_lead, process_count
 
 
 @pytest.fixture
@@ -64,6 +66,22 @@ def test_an_interrupted_grid_with_other_cells_goes_on(make_run, steps, cells):
     assert {steps[name] for name in expected} == {a_run}  # none was taken twice
     left = list((make_run("stopped").out_dir / "checkpoints" / "unfinished").iterdir())
     assert len(left) == (0 if cells == GRID else 1)  # what nobody has taken up stays
+
+
+def test_a_command_that_only_looks_does_not_stop_the_one_whose_cells_these_are(make_run):
+    """As where all jobs of an array start again at once, and each looks into the others' states."""
+    run = make_run("out")
+    looks = threading.Event()
+
+    def look():
+        with claim(folder_of(GRID[:1], run)):
+            looks.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=look).start()
+    looks.wait()
+    with Unfinished(GRID[:1], [], run).claimed(), pytest.raises(UserError, match="another process"):
+        claim(folder_of(GRID[:1], run))
 
 
 def test_what_cannot_be_gone_on_with_is_said(make_run, steps, capfd):
@@ -123,6 +141,19 @@ def test_the_best_epochs_weights_are_kept(make_run):
         model = load_teacher(path, run.data.classes, False, run.device).model
         [logits] = measure.all_logits(measure.one_by_one([model], False), run.data.test, run.data)
         assert measure.accuracy(logits, run.data.test.labels) == row.best_test_acc
+
+
+def test_best_weights_asked_for_only_later_are_those_of_a_run_in_one_go(make_run, capfd):
+    """Half of a run without --keep best, or a shorter run without it, has lost its best epoch."""
+    settings = replace(TINY, epochs=4, t_max=4, last_batch="drop")
+    cells = [replace(cell, lr=0.1) for cell in GRID[:2]]
+    names = train_all(cells, make_run("at once", settings, keep_best=True))
+    stop(cells, make_run("stopped", settings, keep_best=True), chances=8)
+    stop(cells, make_run("stopped", settings), chances=7)  # here what was kept would go stale
+    train_all(cells, make_run("shorter", replace(settings, epochs=3)))
+    for name in ("stopped", "shorter"):
+        assert train_all(cells, make_run(name, settings, keep_best=True)).items() >= names.items()
+        assert capfd.readouterr().err.count("was not begun with --keep best") == len(cells)
 
 
 def test_best_weights_that_are_missing_are_made(tmp_path):

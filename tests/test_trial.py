@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from conftest import make_images, script
 from trial_rows import (
     FRESH,
@@ -124,6 +125,14 @@ def test_a_natural_end_is_no_border():
     rows = at_place({"weight_decay": 0}, {"alpha": 0}, {"alpha": 1}, tries=60)
     for side, name in (("alone", "weight_decay"), ("smooth", "alpha"), ("kd", "alpha")):
         assert sides.widened(side, rows, 60)[name] == sides.axes(side)[name], side
+
+
+@pytest.mark.parametrize("tries", [8, 12, 16])  # so few that none lies near the natural ends
+def test_a_search_of_few_tries_does_not_leave_what_is_sensible(tries):
+    rows = at_place({"lr": 0.5}, {"alpha": 0}, {"alpha": 0, "temperature": 0}, tries=tries)
+    for side in ("smooth", "kd", "kd-shuffled", "kd+sp", "dkd"):
+        configs = sides.searched(side, tries, rows)
+        assert all(0 <= c.alpha <= 1 and (c.temperature or 1) >= 1 for c in configs), side
 
 
 # ---------------------------------------------------------------- choosing
@@ -389,6 +398,22 @@ def test_mistakes(small, capsys):
         error = capsys.readouterr().err
         assert what in error and error.count("\n") == 1, error
     assert len(read_rows(csv_path(out))) == 1  # the teacher
+
+
+def test_runs_that_are_there_under_another_name_are_refused_at_once(small, capsys):
+    """Of another teacher, or of --train-size 0: with both no later stage knew what to choose."""
+    flags, out = small
+    search = [*flags, "--stage", "search", "--sides", "kd", "--doublings", 0, "--train-size", 60]
+    assert script(trial.main, *search) == 0
+    before = read_rows(csv_path(out))
+    stored = torch.load(flags[-1], weights_only=True)
+    stored["cell"]["seed"] = 1
+    torch.save(stored, out / "other.pt")
+    for other in (["--teacher", out / "other.pt"], ["--train-size", 0]):
+        assert script(trial.main, *search, *other) == 2
+        error = capsys.readouterr().err
+        assert "the same run by another teacher" in error and error.count("\n") == 1
+    assert read_rows(csv_path(out)).equals(before)
 
 
 def test_sizes_by_default_what_the_data_allow(tmp_path, capsys):

@@ -24,6 +24,7 @@ from reporting import stats, trial_pictures
 from reporting import trial as fair
 from reporting import trial_answer as answer
 from reporting import trial_page as page
+from reporting.rows import clean
 from utils import UserError
 
 
@@ -109,6 +110,17 @@ def test_what_fewer_tries_would_find_is_the_mean_over_all_that_could_be_drawn(go
     draw = np.random.default_rng(0)
     drawn = [rows[draw.permutation(TRIES)[:5].max()] for _ in range(20_000)]
     np.testing.assert_allclose(best.loc[5], np.mean(drawn, 0), atol=1e-3)
+
+
+def test_a_side_with_other_numbers_of_tries_than_the_first_has_columns_of_its_own(golden):
+    rows = [row for row in golden if (row["train_size"], row["width"]) == (500, 16)]
+    mine = [row for row in rows if row["answers"] == "shuffled"]
+    final = {row["lr"] for row in mine if row["seed"] == 1}
+    spare = [row["run_id"] for row in mine if row["seed"] == 0 and row["lr"] not in final][:5]
+    rows = [row for row in rows if row["run_id"] not in spare]
+    found = fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), fair.Asked(8, FRESH), set())
+    lines = page.fewer(found).splitlines()
+    assert "| 15 |" in lines[0] and len({line.count("|") for line in lines}) == 1
 
 
 def test_a_half_done_place_is_named_and_never_compared(golden):
