@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         say(trial_cost.plan(args))
         return
     args.images = args.train_size or left_over(args)
+    if args.draw and args.images == left_over(args):
+        note(f"all {args.images} images are the same in every draw: they have one")
+        return
     here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     args.eval_every = args.epochs = args.t_max = length_here(args, here, known)

@@ -416,6 +416,14 @@ def test_runs_that_are_there_under_another_name_are_refused_at_once(small, capsy
     assert read_rows(csv_path(out)).equals(before)
 
 
+@pytest.mark.parametrize("size", [60, 0])
+def test_all_the_images_have_one_draw(small, capsys, size):
+    flags, out = small
+    ask = ["--stage", "fresh", *flags, "--train-size", size, "--draw", 1]
+    assert script(trial.main, *ask) == 0 and "all 60 images are the same" in capsys.readouterr().err
+    assert len(read_rows(csv_path(out))) == 1  # the teacher
+
+
 def test_sizes_by_default_what_the_data_allow(tmp_path, capsys):
     make_images(tmp_path, train=43, test=3)
     ask = ["--sizes", "--dataset", "folder", "--data-dir", tmp_path]
