@@ -112,6 +112,9 @@ def needed(place: pd.DataFrame) -> dict:
     """Trial.lengths of a place whose rows, of any length, these are."""
     alone = place[place.side == "alone"]
     epochs, moved = sides.length(alone if len(alone) else place[:0])
+    measured = alone[alone.seed >= sides.FIRST_FRESH].epochs.max()
+    if measured > epochs:  # a trial with more STEPS in the same directory: its own length counts
+        epochs, moved = int(measured), sides.length(alone[alone.epochs >= measured])[1]
     epochs = epochs or int(place.epochs.max())
     an_epoch = np.ceil(place.images.iloc[0] / place.batch_size.iloc[0])
     return {"epochs": epochs, "steps": epochs * an_epoch, "moved": moved}

@@ -132,6 +132,20 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="trial_answer")
 
 
+def test_a_trial_with_more_steps_in_the_same_folder_is_the_one_that_is_told():
+    rows = [
+        line
+        for side in sides.MAIN
+        for line in one_side(side, 500, 16, 0.4, doubled=0.0 if side == "alone" else None)
+    ]
+    short = min(row["epochs"] for row in rows)
+    longer = {"epochs": 4 * short, "t_max": 4 * short, "test_acc": 0.6}
+    rows += [row | longer for row in rows if row["epochs"] == short]
+    found = read(rows)
+    assert found.lengths.epochs.to_list() == [4 * short] and np.isnan(found.lengths.moved).all()
+    assert found.entries.accuracy.map(lambda values: values.mean()).eq(0.6).all()
+
+
 def test_a_fresh_run_that_diverged_is_told_and_one_that_lacks_is_not_taken_for_it(golden):
     mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
     (gone,) = [row for row in mine if (row["method"], row["seed"]) == ("kd", 22)]
