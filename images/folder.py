@@ -41,7 +41,8 @@ def folder(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
     Raises UserError for whatever is wrong with them.
     """
     trees = {name: image_tree(data_dir / name) for name in ("train", "test")}
-    if os.path.samefile(data_dir / "train", data_dir / "test"):
+    same = os.path.samefile(data_dir / "train", data_dir / "test")
+    if same:
         note(f"{data_dir}: train/ and test/ are one folder, so accuracy is on the training images")
     classes = trees["train"].classes
     if trees["test"].classes != classes:
@@ -54,7 +55,20 @@ def folder(data_dir: Path, size: int) -> tuple[Arrays, list[str]]:
         tree_key(trees),
         lambda: {name: decode(tree, name, size) for name, tree in trees.items()},
     )
+    if not same:
+        note_copies(data_dir, decoded["train"][0], decoded["test"][0])
     return decoded, classes
+
+
+def note_copies(data_dir: Path, train: np.ndarray, test: np.ndarray) -> None:
+    """A line where test images are training images, too, pixel for pixel."""
+    seen = {hash(image.tobytes()) for image in train}
+    copies = sum(hash(image.tobytes()) in seen for image in test)
+    if copies:
+        note(
+            f"{data_dir}: {copies} of {len(test)} test images are among the training images, too, "
+            "pixel for pixel, so accuracy is too high: remove them from one of the two"
+        )
 
 
 # ---------------------------------------------------------------- which files

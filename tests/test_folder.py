@@ -324,3 +324,14 @@ def test_one_folder_as_train_and_test_is_said(tree, capfd):
     (tree / "test").symlink_to("train")
     load("folder", tree, CPU)
     assert "train/ and test/ are one folder" in capfd.readouterr().err
+
+
+def test_test_images_that_are_training_images_are_said(tree, capfd):
+    copies = sorted((tree / "train").rglob("*.*"))[:2]
+    for number, path in enumerate(copies):
+        shutil.copy(path, sorted((tree / "test").iterdir())[-1] / f"again{number}.png")
+    for _ in range(2):  # from the cache, too
+        load("folder", tree, CPU)
+        err = capfd.readouterr().err
+        count = len([*(tree / "test").rglob("*.*")])
+        assert err.count(f"2 of {count} test images are among the training images") == 1
