@@ -113,8 +113,8 @@ part() {
 student() { # processes, a script and its flags
     ranks=$1 script=$2
     shift 2
-    try launch "$ranks" "$script" $THREADS $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
-        $FLAGS $STUDENT_FLAGS $which ${TEACHER:+--teacher "$TEACHER"} "$@"
+    try launch "$ranks" "$script" $THREADS $which $(cosine "$T_MAX" $FLAGS $STUDENT_FLAGS) \
+        $FLAGS $STUDENT_FLAGS ${TEACHER:+--teacher "$TEACHER"} "$@"
 }
 
 grid() { # flags of distill.py: all cells together, or cell by cell
@@ -128,7 +128,7 @@ grid() { # flags of distill.py: all cells together, or cell by cell
 }
 
 resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, in the background
-    set -- 1 distill.py $(cosine "$T_MAX" $FLAGS) $FLAGS $which ${TEACHER:+--teacher "$TEACHER"} \
+    set -- 1 distill.py $which $(cosine "$T_MAX" $FLAGS) $FLAGS ${TEACHER:+--teacher "$TEACHER"} \
         $RESNET_FLAGS --student resnet18 --seed $seed --alpha "$1" --temperature "$2"
     if [ "$GPUS" -gt 1 ]; then
         # RANK as under torchrun, so that `leave` after a Ctrl-C is not taken for a second one.
