@@ -283,8 +283,6 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
         "kd-shuffled": True, "kd-random": False, "kd-self": False
     }  # fmt: skip
     assert taught.teacher.first()["kd-self"].startswith("cnnw4-s2")
-    draw = [*flags, "--stage", "fresh", "--sides", "kd"]
-    assert script(trial.main, *draw, "--draw", 1, "--train-size", 0) == 2
     assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
     said = capsys.readouterr().out
     assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
