@@ -184,9 +184,9 @@ def findings(trial: Trial) -> list[str]:
         *controls,
         f"Label smoothing is {smooth}. Distillation is {rival}.",
         f"Is it tuning? At the same learning rate and weight decay distillation is above the "
-        f"student alone in {(every > 0).sum()} of {len(every)} tries, by {medians} in "
-        f"the median (the search's one seed); the tuned winners are {ranged(kd.difference)} apart "
-        "(fresh seeds).",
+        f"student alone in {(every > 0).sum()} of {len(every)} tries; the median "
+        f"difference is {medians} (the search's one seed), that of the tuned winners "
+        f"{ranged(kd.difference)} (fresh seeds).",
     ]
 
 
