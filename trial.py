@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         say(trial_cost.plan(args))
         return
     args.images = args.train_size or left_over(args)
-    if args.draw and args.images == left_over(args):
+    if args.draw and (not args.train_size or args.images == left_over(args)):
         note(f"all {args.images} images are the same in every draw: they have one")
         return
     here = rows_here(args)
