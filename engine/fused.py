@@ -25,9 +25,7 @@ Losses = Callable[[Batch], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 def can_fuse(trainees: list[Trainee]) -> bool:
     """Whether these cells can be stacked: all CNNs, none with a method on activations."""
-    return len(trainees) > 1 and all(
-        type(t.model) is CNN and not t.draws and not t.on_stages for t in trainees
-    )
+    return len(trainees) > 1 and all(type(t.model) is CNN and not t.launched for t in trainees)
 
 
 class FusedStep:

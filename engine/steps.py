@@ -2,7 +2,8 @@
 
 On a CPU cells are stepped one by one (`student_step`). On a GPU they are stacked where possible
 (fused.py), a full batch's step, from its views to the new weights, is recorded as a CUDA graph and
-replayed (graph.py), and in a long run the stacks are compiled. Results agree up to rounding.
+replayed (graph.py), and in a long run the stacks are compiled. Results agree up to rounding. Cells
+whose steps cannot be recorded are teams of their own beside those.
 """
 
 from collections.abc import Callable
@@ -50,15 +51,15 @@ Team = PlainStep | FusedStep
 
 
 def teams(trainees: list[Trainee], device: torch.device, amp: bool) -> list[Team]:
-    """The cells in stacks of one width where the device gains by it, in the order of `trainees`."""
-    if device.type not in FUSES:
-        return [PlainStep(trainees, amp)]
+    """The cells, in stacks of one width where the device gains by it."""
     found: list[Team] = []
-    for _, group in groupby(trainees, lambda t: (t.cell.model, t.cell.width)):
+    kind = lambda t: (t.launched, t.cell.model, t.cell.width)  # noqa: E731
+    for _, group in groupby(sorted(trainees, key=kind), kind):
         alike = list(group)
         for start in range(0, len(alike), STACK):
             part = alike[start : start + STACK]
-            found.append(FusedStep(part) if can_fuse(part) else PlainStep(part, amp))
+            stacked = device.type in FUSES and can_fuse(part)
+            found.append(FusedStep(part) if stacked else PlainStep(part, amp))
     return found
 
 
@@ -82,10 +83,9 @@ class Steps:
         self.taught_stages = any(t.on_stages for t in trainees)
         self.epoch, self.views, self.logits = 0, None, None
         self.teams = teams(trainees, run.device, run.settings.amp)
-        # Not recorded: steps that need the teacher's activations, which are too large to copy, and
-        # steps with dropout, which are seeded on the CPU.
-        recordable = not self.taught_stages and not any(t.draws for t in trainees)
-        self.capture = CAPTURE.get(run.device.type) if recordable else None
+        self.launched = [team for team in self.teams if team.trainees[0].launched]
+        self.recorded = [team for team in self.teams if team not in self.launched]
+        self.capture = CAPTURE.get(run.device.type) if self.recorded else None
         if self.capture and self.count * run.settings.epochs >= COMPILE_FROM:
             for team in self.teams:
                 if isinstance(team, FusedStep):
@@ -116,15 +116,22 @@ class Steps:
         if self.capture and complete and last <= len(self.images) and self._recorded():
             self.start.fill_(first)
             self.replay()
+            self._launch(self.launched, slice(first, last), here)
         else:
-            batch = self.batch(slice(first, last))
-            for team in self.teams:
-                if here.issuperset(team.trainees):
-                    team(batch)
-                else:
-                    PlainStep([t for t in team.trainees if t in here], self.run.settings.amp)(batch)
+            self._launch(self.teams, slice(first, last), here)
         for trainee in here:
             trainee.step += 1
+
+    def _launch(self, teams: list[Team], part: slice, here: set[Trainee]) -> None:
+        """Step those cells of the teams that are `here`, kernel by kernel."""
+        if not teams:
+            return
+        batch = self.batch(part, self.taught_stages)
+        for team in teams:
+            if here.issuperset(team.trainees):
+                team(batch)
+            else:
+                PlainStep([t for t in team.trainees if t in here], self.run.settings.amp)(batch)
 
     def _recorded(self) -> bool:
         """Record the step of a full batch unless that is done; False where it cannot be."""
@@ -141,26 +148,33 @@ class Steps:
         return self.replay is not None
 
     def _whole_batch(self) -> None:
-        """One step of every cell on the `size` images from `start` on."""
+        """What is recorded: one step of its cells on the `size` images from `start` on."""
         batch = self.batch(self.start + torch.arange(self.size, device=self.start.device))
-        for team in self.teams:
+        for team in self.recorded:
             team(batch)
 
     def _tensors(self) -> list[Tensor]:
-        return [tensor for trainee in self.trainees for tensor in trainee.tensors()]
+        return [x for team in self.recorded for t in team.trainees for x in t.tensors()]
 
-    def batch(self, part: slice | Tensor) -> Batch:
-        """Images, labels and the teacher's logits or stages, prepared once for all cells."""
+    def batch(self, part: slice | Tensor, with_stages: bool = False) -> Batch:
+        """Images, labels and the teacher's logits and stages, prepared once for all cells."""
         run, views = self.run, self.views[part]
         logits = self.logits[part] if self.logits is not None else None
         weight = len(views) / self.size if run.settings.last_batch == "weigh" else 1.0
         pixels, stages = gather(self.images, views), None
-        if self.taught_stages:
+        if with_stages:
             _, stages = run.teacher(pixels, stages=True)
         x = normalise(pixels, run.data.mean, run.data.std)
         return Batch(x, self.images.labels[views.index], logits, stages, weight, views.index)
 
     def predictor(self, chosen: list[Trainee]) -> measure.Predict:
-        """A function of images to the logits of the `chosen`, in the order of `trainees`."""
+        """A function of images to the logits of the `chosen`, in their order."""
         which = set(chosen)
-        return lambda x: [logits for team in self.teams for logits in team.predict(x, which)]
+        order = [t for team in self.teams for t in team.trainees if t in which]
+
+        def predict(x: Tensor) -> list[Tensor]:
+            found = [logits for team in self.teams for logits in team.predict(x, which)]
+            of = dict(zip(order, found, strict=True))
+            return [of[trainee] for trainee in chosen]
+
+        return predict

@@ -123,6 +123,15 @@ class Trainee:
         return temperature * temperature if self.cell.scale_t2 else 1.0
 
     @property
+    def launched(self) -> bool:
+        """Whether a GPU cannot record its step.
+
+        So it is with the teacher's activations, which are too large to copy, and with dropout,
+        which is seeded on the CPU.
+        """
+        return self.draws or bool(self.on_stages)
+
+    @property
     def learns_from_logits(self) -> bool:
         return "response" in self.cell.families
 

@@ -22,6 +22,7 @@ from engine.fused import FusedStep
 from engine.loop import train
 from engine.parallel import Ranks
 from engine.resume import Keeper, Run
+from engine.rows import csv_path, read_rows
 from engine.sheet import Sheet, check
 from engine.steps import PlainStep, Steps
 from engine.teacher import Teacher
@@ -337,6 +338,19 @@ def test_methods_on_layers_train_along_there(tmp_path):
     ]  # fmt: skip
     run = Run(TINY, small(), teacher(), tmp_path, DEVICE, Ranks(), Keeper(1e9))
     assert train(cells, cells, run) == []
+
+
+def test_beside_a_method_on_activations_the_others_are_recorded(tmp_path, monkeypatch):
+    """They leave what they leave where every kernel is launched, up to rounding."""
+    sp = Cell("cnn", 4, 0, "sp", 0.5, beta=1.0, lr=0.05, teacher_seed=0)
+    losses = []
+    for name in ("recorded", "launched"):
+        run = Run(TINY, small(), teacher(), tmp_path / name, DEVICE, Ranks(), Keeper(1e9))
+        assert train([sp, *GRID], [sp, *GRID], run) == []
+        losses.append(read_rows(csv_path(run.out_dir)).test_loss)
+        monkeypatch.setattr(steps, "CAPTURE", {})
+        monkeypatch.setattr(steps, "FUSES", set())
+    assert list(losses[0]) == pytest.approx(list(losses[1]), abs=1e-3)
 
 
 def test_46_cells_take_less_than_4_gb():

@@ -151,7 +151,7 @@ def test_a_pass_of_stacks_leaves_what_the_loop_leaves(make_run, monkeypatch):
     train_all(cells, fused)
     rows = [read_rows(csv_path(run.out_dir)) for run in (plain, fused)]
     assert list(rows[0].run_id) == list(rows[1].run_id) and rows[0].width.nunique() == 2
-    for figure in ("test_loss", "train_acc", "agreement", "teacher_kl"):
+    for figure in ("test_acc", "best_test_acc", "train_acc", "teacher_kl"):
         assert list(rows[1][figure]) == pytest.approx(list(rows[0][figure]), abs=1e-4)
 
 
@@ -231,11 +231,38 @@ def test_where_a_step_cannot_be_recorded_it_is_launched(make_run, monkeypatch, c
     assert said.count("cannot be recorded (operation not permitted") == 1 and "more" not in said
 
 
-def test_methods_on_activations_are_not_recorded(make_run, monkeypatch):
+def test_beside_methods_on_activations_all_others_are_stacked_and_recorded(make_run, monkeypatch):
+    """Their rows are their own, though a pass takes the cells in another order than the command."""
+    sp, both = (Cell("cnn", 4, 0, m, 0.5, beta=1.0, lr=0.05, teacher_seed=0) for m in ("sp", "at"))
+    cells = [sp, *GRID[:2], both, *GRID[2:]]
+    settings = replace(TINY, momentum=0.9)
+    plain, stacked, stopped = (make_run(n, settings) for n in ("plain", "stacked", "stopped"))
+    train_all(cells, plain)
     tape = Tape()
+    monkeypatch.setattr(steps, "FUSES", {"cpu"})
     monkeypatch.setitem(steps.CAPTURE, "cpu", tape)
-    train_all([Cell("cnn", 4, 0, "sp", 0.5, beta=1.0, lr=0.05, teacher_seed=0)], make_run())
+    kinds = Steps([Trainee(cell, settings, 10, CPU) for cell in cells], stacked)
+    assert [(type(team), len(team.trainees)) for team in kinds.teams] == [
+        (FusedStep, len(GRID)), (PlainStep, 2)
+    ]  # fmt: skip
+    left = train_all(cells, stacked)
+    assert tape.recorded == 1 and tape.replayed == 2 * 3  # the fourth batch of 4 images is not
+    rows = [read_rows(csv_path(run.out_dir)) for run in (plain, stacked)]
+    assert list(rows[0].run_id) == list(rows[1].run_id)
+    for figure in ("test_acc", "best_test_acc", "train_acc", "teacher_kl"):
+        assert list(rows[1][figure]) == pytest.approx(list(rows[0][figure]), abs=1e-4)
+    stopped.keeper = Countdown(6)
+    with pytest.raises(Interrupted):
+        train(cells, cells, stopped)
+    stopped.keeper = Countdown(10**9)
+    assert train_all(cells, stopped) == left
+    tape.recorded = 0
+    alone = make_run("alone", settings)
+    train_all([sp, both], alone)
     assert tape.recorded == 0
+    own = read_rows(csv_path(alone.out_dir)).set_index("run_id")
+    measured = ["test_acc", "best_test_acc"]
+    assert rows[0].set_index("run_id").loc[own.index, measured].equals(own[measured])
 
 
 class Watch(TorchDispatchMode):
