@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no use for a parent's threads
 
-import torchvision.datasets  # noqa: E402, F401 (imported once, here, and not in every child)
+import torch._dynamo  # noqa: E402, F401 (by an optimiser, seconds: once, and not in every child)
+import torchvision.datasets  # noqa: E402, F401
 from conftest import make_images, script, weights  # noqa: E402
 
 import distill  # noqa: E402

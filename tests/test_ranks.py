@@ -39,26 +39,24 @@ def teacher(flags, tmp_path_factory):
     return small_teacher(tmp_path_factory.mktemp("teacher"), *flags)
 
 
-def test_the_same_bits_on_one_two_and_three_ranks(flags, teacher, tmp_path):
+def test_the_same_bits_on_one_and_three_ranks(flags, teacher, tmp_path):
     """Four cells do not divide by three, and two chunks of views leave a rank without any."""
     argv = [*flags, "--teacher", teacher, "--alpha", 0.1, 0.9, "--temperature", 1, 4]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
-    for ranks in (2, 3):
-        torchrun(ranks, "distill.py", *argv, "--out-dir", tmp_path / str(ranks))
+    torchrun(3, "distill.py", *argv, "--out-dir", tmp_path / "3")
     expected = weights(tmp_path / "1")
-    assert len(expected) == 4
-    for ranks in ("2", "3"):
-        assert weights(tmp_path / ranks) == expected
-        rows = read_rows(csv_path(tmp_path / ranks))
-        assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {int(ranks)}
+    assert len(expected) == 4 and weights(tmp_path / "3") == expected
+    rows = read_rows(csv_path(tmp_path / "3"))
+    assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {3}
 
 
-@pytest.mark.parametrize("method", ["fitnet", "kd+crd"])
-def test_ranks_of_methods_on_activations(flags, teacher, tmp_path, method):
-    argv = [*flags, "--teacher", teacher, "--method", method, "--alpha", 0.1, 0.5, "--beta", 1]
+def test_ranks_of_methods_on_activations(flags, teacher, tmp_path):
+    """Dealt in turn: each of the two ranks has a cell of either method."""
+    argv = [*flags, "--teacher", teacher, "--method", "fitnet", "kd+crd", "--beta", 1]
+    argv += ["--alpha", 0.1, 0.5]
     assert script(distill.main, *argv, "--out-dir", tmp_path / "1") == 0
     torchrun(2, "distill.py", *argv, "--out-dir", tmp_path / "2")
-    assert len(weights(tmp_path / "1")) == 2
+    assert len(weights(tmp_path / "1")) == 4
     assert weights(tmp_path / "1") == weights(tmp_path / "2")
 
 
