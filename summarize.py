@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.UserError(
             f"no finished run in {path}: run `sh exp.sh` (or train_student.py, or distill.py) first"
         )
+    if path.with_name("TRIAL.md").exists():
+        utils.note(
+            "these are a trial's runs, and each learning rate is a protocol here (minutes): "
+            f"`python trial.py --report --out-dir {args.out_dir}` is what compares them"
+        )
     reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
     # The report takes each schedule's own metric, so that it is a function of the CSV alone.
     found, teachers = compared(rows)

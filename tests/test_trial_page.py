@@ -18,6 +18,7 @@ from trial_rows import (
 )
 
 import sides
+import summarize
 import trial
 from engine.rows import COLUMNS, csv_path
 from reporting import stats, trial_pictures
@@ -269,6 +270,9 @@ def test_the_report_from_the_command_line(golden, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "\n- **45,000 images, cnn**: " in said and "|" not in said
     assert said.splitlines()[-1].startswith(f"all figures: {path.parent / 'TRIAL.md'}, ")
+    pd.DataFrame(golden, columns=COLUMNS).head(2).to_csv(path, index=False)
+    assert script(summarize.main, "--out-dir", tmp_path) == 0
+    assert f"`python trial.py --report --out-dir {tmp_path}`" in capsys.readouterr().err
 
 
 def test_two_methods_search_what_either_has():
