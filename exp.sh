@@ -62,11 +62,21 @@ if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     first="resnet56:resnet20 resnet110:resnet32 resnet32x4:resnet8x4"
     : "${PAIRS:=$first wrn-40-2:wrn-16-2 vgg13:vgg8 resnet32x4:shufflenetv2}"
 fi
+[ "${LOOP:-}" != 0 ] || LOOP=''
 if [ -n "$PAIRS" ]; then
     [ -z "$ABLATION${LOOP:-}${ALPHAS:-}${TEMPERATURES:-}" ] || {
         echo "error: --ablation, LOOP, ALPHAS and TEMPERATURES are of the grid: with PAIRS or RECIPE=crd leave them out" >&2
         exit 2
     }
+    for pair in $PAIRS; do
+        case "$pair" in
+        ?*:?*) ;;
+        *)
+            echo "error: $pair is no pair of PAIRS, as resnet56:resnet20: a teacher and its student" >&2
+            exit 2
+            ;;
+        esac
+    done
     : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS:=0 1 2}"
 fi
 if [ -n "$QUICK" ]; then

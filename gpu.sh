@@ -25,6 +25,11 @@ trap 'exit 143' TERM
 
 REFERENCE=''
 [ "${1:-}" != --reference ] || { REFERENCE=1 && shift; }
+case "${1:-}" in -*)
+    echo "error: $1 is no option of gpu.sh, which has --reference" >&2
+    exit 2
+    ;;
+esac
 DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT=$(from_caller "${1:-}")
 : "${DATA_DIR:=data}" "${SEEDS:=0 1 2}" "${FLAGS:=}" "${LIMIT:=900}" "${OUT:=gpu-report}"
 export DATA_DIR FLAGS

@@ -13,13 +13,13 @@ THREADS=''
 count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
 case " $(echo $FLAGS | tr '=' ' ') " in
 *" --device cpu "*) GPUS=0 ;;
-*" --device cuda:"*) GPUS=1 ;;
+*" --device cuda:"* | *" --device mps "*) GPUS=1 ;;
 *)
     GPUS=$("$PYTHON" -c "$count")
-    if [ "$GPUS" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && # '' hides them on purpose
-        nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    case "${CUDA_VISIBLE_DEVICES-all}" in '' | -1 | NoDevFiles) hidden=1 ;; *) hidden='' ;; esac
+    if [ "$GPUS$hidden" = 0 ] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "error: nvidia-smi lists a GPU that torch cannot use: install a newer driver, or a torch for
-this one (https://pytorch.org). If you mean the CPU: FLAGS=\"${FLAGS:+$FLAGS }--device cpu\" sh $0 $*" >&2
+this one (https://pytorch.org). If you mean the CPU, add to FLAGS: FLAGS=\"--device cpu\" sh $0 $*" >&2
         exit 2
     fi
     ;;
@@ -29,7 +29,8 @@ if [ "$GPUS" -gt 0 ]; then
 else
     # Small tensors do not keep several threads busy: on two cores, two ranks of one thread took
     # less time than one rank of two (docs/performance.md).
-    cores=$(nproc 2>/dev/null || echo 2)
+    # What a cluster sets for one process is not how many cores there are for several.
+    cores=$(unset OMP_NUM_THREADS OMP_THREAD_LIMIT; nproc 2>/dev/null || echo 2)
     : "${RANKS:=$((cores < 4 ? cores : 4))}"
     THREADS="--threads $((cores > RANKS ? cores / RANKS : 1))"
 fi

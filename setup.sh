@@ -7,13 +7,15 @@ has_needs() {
 import re, sys
 from importlib.metadata import version
 
-assert sys.version_info >= (3, 10)
+if sys.version_info < (3, 10):
+    sys.exit(1)
 numbers = lambda text: [int(n) for n in re.findall(r"\d+", text)[:3]]
 for path in sys.argv[1:]:
     for line in open(path):
         if line[0].isalpha():
             name, floor = re.match(r"([\w.-]+)[>=]=(.*)", line).groups()
-            assert numbers(version(name)) >= numbers(floor), name
+            if numbers(version(name)) < numbers(floor):
+                sys.exit(1)
 PY
 }
 

@@ -17,8 +17,22 @@ from_caller() { # a path, made absolute by the caller's folder; '' stays ''
 
 files_from_caller() { # flags, of which those that name a network's file or weights are paths
     for word in $1; do
-        case "$word" in -*) ;; *.py:* | *.pt | *.pth) word=$(from_caller "$word") ;; esac
-        printf '%s ' "$word"
+        flag=''
+        case "$word" in --*=*) flag=${word%%=*}= word=${word#*=} ;; esac
+        case "$word" in
+        -* | /*) ;;
+        *.py:* | *.pt | *.pth | *.pth.tar)
+            if [ "$caller" != "$PWD" ]; then # the folder of the scripts, which word is relative to already
+                word=$(from_caller "$word")
+                case "$word" in *[[:space:]]*)
+                    echo "error: $word has a space, and flags are split at those: go to a folder without" >&2
+                    exit 2
+                    ;;
+                esac
+            fi
+            ;;
+        esac
+        printf '%s ' "$flag$word"
     done
 }
 

@@ -52,7 +52,7 @@ def settings_of(recipe: str, model: str, epochs: int | None) -> dict[str, Any]:
     """The settings that a recipe has other than the reference's, for a network and its epochs."""
     known = RECIPES[recipe]
     found = dict(known.settings)
-    if known.lr_narrow and model.startswith(NARROW):
+    if known.lr_narrow and model.rpartition(":")[2].startswith(NARROW):  # torchvision:mobilenet_v2
         found["lr"] = known.lr_narrow
     if known.milestones:
         length = epochs or found["epochs"]

@@ -46,14 +46,16 @@ def start(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def begin(gpus: int, *options: str, script: str = "exp.sh", **env: str) -> subprocess.Popen:
+    def begin(
+        gpus: int, *options: str, script: str = "exp.sh", cwd: Path = ROOT, **env: str
+    ) -> subprocess.Popen:
         env |= {"PYTHON": str(tmp_path / "python"), "PYTHONPATH": str(tmp_path)}
         env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
         rest = {"CARDS": str(gpus), "SEEDS": "0 1", "ALPHAS": "0.5", "TEMPERATURES": "1 4"}
         kept = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         process = subprocess.Popen(
-            ["sh", script, *options],
-            cwd=ROOT,
+            ["sh", str(ROOT / script), *options],
+            cwd=cwd,
             env=kept | rest | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,7 +76,7 @@ def start(tmp_path):
 def exp(start, tmp_path):
     """Runs it to its end: status, what it ran, what it said on stdout and on stderr."""
 
-    def run(gpus: int, *options: str, **env: str) -> tuple[int, list[str], str, str]:
+    def run(gpus: int, *options: str, **env) -> tuple[int, list[str], str, str]:
         process = start(gpus, *options, **env)
         out, err = process.communicate(timeout=60)
         return process.returncode, lines(tmp_path), out, err
@@ -102,7 +104,10 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_for_days_on_the_cpu(exp):
     status, ran, _, err = exp(2, "--quick", TOO_OLD="1")
     assert status == 2 and not ran
     assert err.startswith("error: ") and err.count("\n") == 2 and "driver" in err
-    assert 'FLAGS="--train-size 1000' in err and '--device cpu" sh exp.sh --quick' in err
+    assert f'add to FLAGS: FLAGS="--device cpu" sh {ROOT}/exp.sh --quick' in err
+    for hidden in ("", "-1", "NoDevFiles"):
+        status, ran, _, _ = exp(2, "--quick", TOO_OLD="1", CUDA_VISIBLE_DEVICES=hidden)
+        assert status == 0 and ran
 
 
 @pytest.mark.parametrize("flag", ["--device cpu", "--device=cpu"])
@@ -237,12 +242,12 @@ def test_any_network_any_images_controls_draws_and_teachers(exp, tmp_path):
     status, ran, _, err = exp(1, script="trial.sh", RANKS="1", DATA_DIR="images", **env)
     assert status == 0 and all(f"--data-dir {ROOT}/images" in line for line in ran[:-1])
     stages = [line for line in ran if "--stage" in line]
-    nets = f"--student {ROOT}/net.py:Net ", f"--teacher-model {ROOT}/big.py:Big "
+    nets = "--student net.py:Net ", "--teacher-model big.py:Big "
     assert all(net in line for line in stages for net in nets)
     assert all("--train-size 90 --sides" in line or "--draw " in line for line in stages)
     fresh = [line.split("--stage fresh --train-size 90 ")[1] for line in stages if "fresh" in line]
-    teachers = ["a b.pt", "c.pt", "d.pt", "c.pt"]
-    main = [f"--draw {k} " * (k > 0) + f"--sides alone smooth kd --teacher {ROOT}/{t}"
+    teachers = [f"{ROOT}/a b.pt", "c.pt", "d.pt", "c.pt"]  # the first is a path, no list
+    main = [f"--draw {k} " * (k > 0) + f"--sides alone smooth kd --teacher {t}"
             for k, t in enumerate(teachers)]  # fmt: skip
     shuffled = [line.replace("alone smooth kd", "kd-shuffled") for line in main]
     assert fresh == [*main, *shuffled, f"--sides kd-self --teacher {ROOT}/a b.pt"]
@@ -275,11 +280,29 @@ def test_a_number_that_is_none_is_one_line(exp, script, env, says):
     assert err.startswith("error: ") and says in err and err.count("\n") == 1
 
 
-def test_files_among_the_flags_are_the_callers(exp):
-    own = {"FLAGS": "--lr 0.1 --teacher-model t.py:Net", "STUDENT_FLAGS": "--student my/net.py:Net"}
-    status, ran, _, _ = exp(1, TEACHER="t.pt", RESNET_SEEDS="", **own)
-    assert status == 0 and f"--student {ROOT}/my/net.py:Net " in ran[0]
-    assert f"--lr 0.1 --teacher-model {ROOT}/t.py:Net " in ran[0]
+def test_files_among_the_flags_are_the_callers(exp, tmp_path):
+    own = {"FLAGS": "--lr 0.1 --teacher-model=t.py:Net", "STUDENT_FLAGS": "--student my/net.py:Net"}
+    own |= {"TEACHER": "t.pt", "RESNET_SEEDS": ""}
+    status, ran, _, _ = exp(1, cwd=tmp_path, **own)
+    assert status == 0 and f"--student {tmp_path}/my/net.py:Net " in ran[0]
+    assert f"--lr 0.1 --teacher-model={tmp_path}/t.py:Net " in ran[0]
+    (tmp_path / "log").unlink()
+    spaced = tmp_path / "my work"
+    spaced.mkdir()
+    status, ran, _, err = exp(1, cwd=spaced, **own)
+    assert status == 2 and not ran and err.count("\n") == 1 and "t.py:Net has a space" in err
+    status, ran, _, _ = exp(1, **own)  # from the scripts' own folder, whatever its name
+    assert status == 0 and "--student my/net.py:Net " in ran[0]
+
+
+def test_how_many_processes_hangs_on_the_cores_alone(exp, tmp_path):
+    said = set()
+    for threads in ("", "1", "64"):
+        status, ran, _, _ = exp(0, RESNET_SEEDS="", OMP_NUM_THREADS=threads)
+        assert status == 0
+        said.add(tuple(ran))
+        (tmp_path / "log").unlink()
+    assert len(said) == 1
 
 
 def test_lists_are_words_and_never_files(exp):
@@ -329,6 +352,15 @@ def test_what_only_a_grid_has_is_no_part_of_a_table_of_pairs(exp, given):
     options, env = ([given], {}) if isinstance(given, str) else ([], given)
     status, ran, _, err = exp(1, *options, **NO_GRID | {"RECIPE": "crd"} | env)
     assert status == 2 and not ran and err.count("\n") == 1 and "are of the grid" in err
+    status, ran, _, _ = exp(1, **NO_GRID, RECIPE="crd", LOOP="0")
+    assert status == 0 and ran
+
+
+@pytest.mark.parametrize("pair", ["resnet56", "resnet56:", ":resnet20"])
+def test_a_pair_names_two_networks(exp, pair):
+    status, ran, _, err = exp(1, PAIRS=f"vgg13:vgg8 {pair}", **NO_GRID)
+    assert status == 2 and not ran
+    assert err.startswith(f"error: {pair} is no pair") and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- flags

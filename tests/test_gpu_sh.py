@@ -89,3 +89,9 @@ def test_without_a_gpu_there_is_one_line(checkout):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: torch sees no GPU") and done.stderr.count("\n") == 1
     assert not (checkout / "gpu-report").exists()
+
+
+def test_an_option_that_is_none_is_no_folder(checkout):
+    done = gpu(checkout, "", "--refrence")
+    assert done.returncode == 2 and done.stderr.startswith("error: --refrence is no option")
+    assert not list(checkout.glob("*refrence*"))

@@ -250,7 +250,8 @@ def test_a_control_is_of_a_hard_loss_that_alpha_shortens():
 @pytest.mark.parametrize(
     "network, epochs, lr, milestones",
     [("resnet20", 240, 0.05, "150 180 210"), ("shufflenetv2", 24, 0.01, "15 18 21"),
-     ("mobilenetv2", 8, 0.01, "5 6 7"), ("cnn", 1, 0.05, "1")],
+     ("mobilenetv2", 8, 0.01, "5 6 7"), ("cnn", 1, 0.05, "1"),
+     ("torchvision:mobilenet_v2", 8, 0.01, "5 6 7")],
 )  # fmt: skip
 def test_the_recipe_crd_is_repdistillers(network, epochs, lr, milestones):
     """Its script train_student.py: epochs, batch, rates and milestones; scaled where shorter."""
@@ -345,7 +346,7 @@ def test_flags_that_contradict_each_other(tmp_path, capsys, argv, what):
 @pytest.mark.parametrize("where", ["FLAGS", "TEACHER_FLAGS", "STUDENT_FLAGS"])
 def test_exp_sh_takes_a_step_schedule(exp, options, where):  # noqa: F811
     """Whoever has it and whoever has not: no script is given a T_max that its schedule lacks."""
-    status, ran, _, _ = exp(0, *options, **{where: "--schedule step --milestones 5 15"})
+    status, ran, _, _ = exp(0, *options, RANKS="1", **{where: "--schedule step --milestones 5 15"})
     assert status == 0
     schedules = {}
     for line in ran[:-1]:
