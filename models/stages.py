@@ -40,7 +40,9 @@ class Stages:
 
         def keep(stage: str, size: Size | None):
             def hook(module: nn.Module, given: tuple, out: object) -> None:
-                if size is None or (is_map(out) and out.shape[2:] == size):
+                if size is None:  # as it left the layer: an activation in place may follow
+                    seen[stage] = out.clone()
+                elif is_map(out) and out.shape[2:] == size:
                     seen[stage] = out
 
             return hook

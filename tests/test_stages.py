@@ -47,6 +47,18 @@ def test_named_layers_are_the_stages_in_their_order():
         shapes(model, ["fc"])
 
 
+@pytest.mark.parametrize(
+    ("model", "layer"), [("cnn", "conv1"), ("resnet8", "stage1.0.bn1"), ("vgg8", "stage1.0.1")]
+)
+def test_a_named_layer_is_seen_as_it_was_left_whatever_follows_in_place(model, layer):
+    """Methods on pre-activations name such layers."""
+    network, kept = models.build(model, models.default_width(model), 10), []
+    network.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[2].clone()))
+    with find(network, torch.randn(2, 3, 32, 32), [layer]).watch() as seen:
+        network(torch.randn(2, 3, 32, 32))
+    assert torch.equal(seen["stage1"], kept[-1]) and seen["stage1"].min() < -0.5
+
+
 def make_net(names={}) -> nn.Module:  # noqa: B006 (of one class)
     if not names:
         exec(HEAD + NET, names)
