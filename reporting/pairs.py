@@ -6,12 +6,14 @@ in one setting, a column a pair in one learning rate.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from engine.cells import defaults
-from losses import METHODS
+from engine.recipes import weights_of
+from losses import METHODS, parts
 from reporting import stats
 from reporting.compare import KD, Results
 from reporting.rows import ALONE, CONTROL, METRICS, NO_TEMPERATURE, PROTOCOL, T2
@@ -228,12 +230,14 @@ def has_figures(line: dict) -> bool:
 def beside_published(pairs: Pairs) -> str:
     """Published accuracies of the same pair and method, in % and ours minus them in points.
 
-    Empty where these runs have not the recipe, the images and the length that those have.
+    Of cells with the recipe's weights alone. Empty where these runs have not the recipe, the images
+    and the length that those have.
     """
     settings = pairs.members[0].protocol.settings
     usual = defaults("crd", "", THEIRS["epochs"]) | THEIRS
     rates = [defaults("crd", model, THEIRS["epochs"])["lr"] for model in pairs.rows.model]
-    pairs = replace(pairs, rows=pairs.rows[pairs.rows.lr == rates])
+    alike = np.array([is_recipes(row) for row in pairs.rows.itertuples()], bool)
+    pairs = replace(pairs, rows=pairs.rows[(pairs.rows.lr == rates) & alike])
     if pairs.rows.empty or any(settings[n] != usual[n] for n in PROTOCOL if n != "lr"):
         return ""
     found = []
@@ -251,6 +255,21 @@ def beside_published(pairs: Pairs) -> str:
         every = [{"method": "teacher", "setting": "", **grades}, *lines(pairs, figure)]
         found += [line | {"epoch": epoch} for line in every if has_figures(line)]
     return show_lines(found)
+
+
+def is_recipes(row: NamedTuple) -> bool:
+    """Whether a student has nothing else than the recipe says of its method."""
+    usual, methods = weights_of("crd", row.method, THEIRS["epochs"]), parts(row.method)
+    hard, beta = usual.get("hard_weight"), methods[-1].beta if methods else None
+    return not methods or (
+        row.alpha == usual["alpha"]
+        and row.temperature in (NO_TEMPERATURE, usual["temperature"])
+        and row.scale_t2 == usual.get("scale_t2", False)
+        and row.soft_warmup == usual.get("soft_warmup", 0)
+        and (np.isnan(row.hard_weight) if hard is None else row.hard_weight == hard)
+        and (np.isnan(row.beta) if beta is None else row.beta == beta)
+        and not (row.auto_beta or row.answers or row.student_layers or row.teacher_layers)
+    )
 
 
 def beside(ours: float, theirs: float | None) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from reporting import stats
-from reporting.compare import KD, Results
+from reporting.compare import Results
 from reporting.rows import ALONE
-from reporting.tables import KEY, fixed, over_seeds, percent, plural, points
+from reporting.tables import KEY, fixed, over_seeds, percent, plain_kd, plural, points
 
 FEWEST = 5  # cells in common, below which a rank correlation is meaningless
 
@@ -37,7 +37,7 @@ def replication(results: Results, reference: pd.DataFrame) -> Replication | None
     rows = results.protocol.rows
     known = rows.best_test_acc.notna() & rows.test_acc.notna()
     rows = rows[known & (rows.student == "cnn")]
-    grid, alone = rows[rows.kind == KD], rows[rows.kind == ALONE]
+    grid, alone = rows[plain_kd(rows)], rows[rows.kind == ALONE]
     theirs = reference[(reference.role == "distill") & (reference.model == "cnn")]
     theirs = theirs.set_index(KEY[2:]).test_acc
     if grid.empty or grid.duplicated([*KEY[2:], "seed"]).any():

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from engine.cells import DATA_SETTINGS, REFERENCE, SETTINGS
+from engine.recipes import weights_of
 from models import MODELS
 from utils import UserError
 
@@ -205,7 +206,8 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
     """Sorted rows with `kind` (the variant without beta and teacher), `own` and `variant`.
 
     `own` is what the variant says of beta, warm-up and layers. The weight of the hard loss, where
-    it is not 1 - alpha, is in the variant only where a student's method has several.
+    it is not 1 - alpha, is in the variant where it is not the recipe's or a student's method has
+    several.
 
     Where several teachers taught the same cell and seed, each makes a variant of its own, both with
     and without T², so that these can still be compared. `by` is the teacher: one for each seed is
@@ -224,7 +226,12 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")
     hard = rows.hard_weight.groupby([rows.student, rows.method]).transform("nunique", dropna=False)
-    told = [f", hard × {w:g}" if w == w else "" for w in rows.hard_weight.where(hard > 1)]
+    usual = [
+        weights_of(row.recipe, row.method, int(row.epochs)).get("hard_weight")
+        for row in rows.itertuples()
+    ]
+    told = rows.hard_weight.where((hard > 1) | (rows.hard_weight != pd.Series(usual, rows.index)))
+    told = [f", hard × {w:g}" if w == w else "" for w in told]
     rows = rows.assign(kind=kind, own=own, variant=kind + told + own, last=rows.role == "teacher")
     rows = rows.sort_values([*CELL, "seed", "last", "run_id"], kind="stable", ignore_index=True)
     rows["by"] = teacher_names(rows)

@@ -94,7 +94,8 @@ def noise(y: np.ndarray, alike: list[Hashable]) -> tuple[float, int]:
 
     A network is one column out of each label in `alike`, in the mean over the ways to pick them:
     the variance between the labels' means, and of that within a label of K columns (K - 1) / K.
-    What is known of the latter counts for no degrees of freedom.
+    What is known of the latter counts for no degrees of freedom. Where runs are missing, columns
+    are centred over different seeds, and it comes out too large rather than too small.
     """
     centred = y - column_means(y)
     members = {label: np.array([other == label for other in alike]) for label in alike}

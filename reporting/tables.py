@@ -294,7 +294,7 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     alike = [is_reference(row) for row in teachers.to_dict("records")]
     teachers = teachers[np.array(alike, dtype=bool) & (teachers.student == teachers.model)]
     rows = results.protocol.rows
-    taught = rows[rows.kind == KD]
+    taught = rows[plain_kd(rows)]
     alone = rows[(rows.kind == ALONE) & (rows.role == "student")]
     ours = pd.concat([teachers, alone, taught])
     ours = ours[(ours.student == ours.model) & ours.best_test_acc.notna()]
@@ -302,6 +302,11 @@ def beside_reference(results: Results, reference: pd.DataFrame) -> pd.DataFrame:
     found = ours.groupby(KEY).best_test_acc.agg(["mean", "std"])
     table = reference.join(found, on=KEY, how="inner")
     return table.assign(difference=table["mean"] - table.test_acc)
+
+
+def plain_kd(rows: pd.DataFrame) -> pd.Series:
+    """Which are the reference's kd: no warm-up, no other answers, the labels x (1 - alpha)."""
+    return (rows.kind == KD) & (rows.own == "") & rows.hard_weight.isna()
 
 
 def reference_grid(cells: pd.DataFrame) -> pd.Series:

@@ -257,7 +257,10 @@ def test_published_figures_name_networks_methods_epochs_and_sources():
 
 
 def test_published_figures_stand_beside_the_recipe_at_full_length_only():
-    rows = [*column(("dkd", (0.71, 0.72, 0.73), {"beta": 1.0, "temperature": 4.0}))]
+    recipes = {"beta": 1.0, "temperature": 4.0, "soft_warmup": 20, "hard_weight": 1.0}
+    own = [recipes, recipes | {"beta": 3.0, "tail": "-b3"}, {"beta": 1.0, "tail": "-h"}]
+    rows = column(*[("dkd", (0.71, 0.72, 0.73), each) for each in own])
+    rows.append(kd("resnet56:resnet20", (0.65, 0.66, 0.67), tail="-T1", temperature=1.0))
     parts = [frame(*rows)]
     for change in ({"epochs": 30}, {"dataset": "cifar10"}, {"train_size": 5000}, {"clip": 1.0}):
         parts.append(parts[0].assign(run_id=parts[0].run_id + f"-{len(parts)}", **change))
@@ -269,7 +272,7 @@ def test_published_figures_stand_beside_the_recipe_at_full_length_only():
         ("teacher", ""): ["72.34 (−0.34)", "last"],
         ("student alone", ""): ["69.06 (−8.06)", "last"],
         ("kd", "α 0.9, T 4, × T²"): ["70.66 (−7.66)", "last"],
-        ("dkd", "α 1, T 4, β 1"): ["71.97 (+0.03)", "best"],
+        ("dkd", "α 1, hard × 1, T 4, β 1, warm-up 20"): ["71.97 (+0.03)", "best"],
     }
     page = texts(parts[0])[1]
     assert "best: mdistiller README" in page and "last: RepDistiller README" in page

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 from summary_rows import REFERENCE, only, synthetic, texts, their_table
 
 from reporting import replication
@@ -21,6 +22,19 @@ def test_beside_the_reference():
     assert re.search(r"\| 10 \| \S+ \| \+0\.50 \|", minus)  # 63.05, the reference 62.55
     assert "| teacher | resnet18 | 92.00 | 91.54 | +0.46 |" in text
     assert "Over 4 cells the difference is" in text
+
+
+@pytest.mark.parametrize("change", [{"soft_warmup": 20}, {"hard_weight": 1.0}])
+def test_only_plain_kd_stands_beside_the_reference(change):
+    def both(rows):
+        page = texts(rows)[1]
+        minus = page.split("Our mean minus the reference's figure")[1].split("</details>")[0]
+        return minus, [line for line in page.splitlines() if "**Pattern**" in line]
+
+    rows = synthetic(2, alphas=(0.1, 0.5), ts=(1, 5, 10), settings=REFERENCE)
+    bent = rows[rows.role == "distill"].assign(best_test_acc=0.1, **change)
+    bent["run_id"] += "-bent"
+    assert both(pd.concat([rows, bent])) == both(rows) and both(rows)[1]
 
 
 def test_only_the_reference_protocol_stands_beside_the_reference():

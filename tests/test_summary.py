@@ -396,11 +396,11 @@ def test_controls_are_compared_without_kd():
 def test_a_hard_loss_of_full_weight_is_not_compared_with_the_control_of_a_shortened_one():
     rows = [alone(s, 0.6 + 0.01 * s) for s in (0, 1)]
     rows += [alone(s, 0.58 + 0.01 * s, "-control", alpha=0.5) for s in (0, 1)]
-    for weight, count in ((np.nan, 1), (1.0, 0)):
+    for weight, count, name in ((np.nan, 1, KD), (1.0, 0, ("cnn", "kd, hard × 1"))):
         cell = [taught(0.5, 4, s, 0.61, hard_weight=weight) for s in (0, 1)]
         results = only(frame(rows + cell))
-        assert len(results.against(KD, "control")) == count
-        assert len(results.against(KD, "alone")) == 1
+        assert len(results.against(name, "control")) == count
+        assert len(results.against(name, "alone")) == 1
 
 
 def test_runs_that_should_not_differ_are_said_to():
