@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     network, classes, size = open_checkpoint(args.checkpoint, args.model)
     teacher = open_checkpoint(args.teacher, args.teacher_model) if args.teacher else None
     content, program = export(network, classes, size, args.format)
+    theirs = export(*teacher, args.format)[0] if teacher else b""  # before anything is written
     checked = "not checked, for onnxruntime is not installed: pip install onnxruntime"
     if program:
         pixels, what = examples(args, size)
@@ -43,9 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         f" logits; {checked}")  # fmt: skip
     report("this network", len(content), milliseconds(network, size))
     if teacher:
-        network, classes, size = teacher
-        content, _ = export(network, classes, size, args.format)
-        report("the teacher", len(content), milliseconds(network, size))
+        network, _, size = teacher
+        report("the teacher", len(theirs), milliseconds(network, size))
 
 
 def examples(args: argparse.Namespace, size: int) -> tuple[Tensor, str]:

@@ -9,14 +9,15 @@ from engine.cells import OPTIMISER, SETTINGS, defaults, flag
 from engine.recipes import RECIPES
 from losses import METHODS, is_method
 from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
+from models.foreign import LIBRARIES
 from utils import ROOT, UserError
 from values import (
     COUNT,
     COUNT_OR_NONE,
-    FINITE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    SPREAD,
     THREADS,
     WIDTH,
     filled,
@@ -105,7 +106,7 @@ def add_weights(p: Parser) -> None:
     add("--weights", type=Path, metavar="FILE",
         help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
         "under state_dict, model or net")  # fmt: skip
-    for what, kind in (("mean", FINITE), ("std", POSITIVE)):
+    for what, kind in (("mean", SHARE), ("std", SPREAD)):
         add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
             help=f"the {what} of its images, of pixels from 0 to 1; unset: as "
             "--normalization")  # fmt: skip
@@ -195,7 +196,8 @@ def weight(raw: str) -> float | str:
 
 def teacher(raw: str) -> Path | str:
     """An argparse type: a checkpoint, or the name of one of our networks."""
-    return raw if raw in (*MODELS, *NETWORKS) and not Path(raw).exists() else Path(raw)
+    known = raw in (*MODELS, *NETWORKS) or raw.partition(":")[0] in LIBRARIES
+    return raw if known and not Path(raw).exists() else Path(raw)
 
 
 def method(raw: str) -> str:

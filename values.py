@@ -29,8 +29,8 @@ PIXELS = number(int, lambda v: 8 <= v <= 4096, "a whole number from 8 to 4096")
 THREADS = number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
 POSITIVE = number(float, lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
-FINITE = number(float, lambda v: True, "a number")
 SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+SPREAD = number(float, lambda v: 0 < v <= 1, "a number above 0, to 1")
 BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 

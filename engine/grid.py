@@ -21,7 +21,7 @@ from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
 from images.sources import Data, load
-from models import code_of
+from models import code_of, file_name
 from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
 
 
@@ -235,16 +235,17 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
     ending = f"-teacher-s{teacher_seed(args)}{data_suffix(settings)}.pt"
     found = sorted(folder.glob(f"*{ending}"))
     if args.teacher:  # a network's name; its width may follow
-        own = re.compile(re.escape(args.teacher) + r"(w\d+)?" + re.escape(ending))
+        own = re.compile(re.escape(file_name(args.teacher)) + r"(w\d+)?" + re.escape(ending))
         found = [path for path in found if own.fullmatch(path.name)]
     if len(found) == 1:
         return found[0]
     if not needed:
         return None
     if not found:
+        name = file_name(args.teacher) if args.teacher else "*"
         raise UserError(
-            f"no teacher checkpoint {folder}/{args.teacher or '*'}{ending}: run train_teacher.py "
-            "with the same --dataset, --train-size, --val-size, --image-size and --out-dir, "
+            f"no teacher checkpoint {folder}/{name}{ending}: run train_teacher.py with the same "
+            "--dataset, --train-size, --val-size, --image-size and --out-dir, "
             "or give --teacher"
         )
     names = ", ".join(path.name for path in found)

@@ -44,7 +44,7 @@ def read_weights(path: Path) -> tuple[str, State]:
     return hashlib.sha256(raw).hexdigest()[:12], found
 
 
-NESTED = ("state_dict", "model", "net", "state")
+NESTED = ("state_dict", "model_state_dict", "model", "net", "state")
 
 
 def is_state(content: object) -> bool:
@@ -90,7 +90,8 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
 
 def of_classes(own: Tensor, other: Tensor, classes: int) -> bool:
     """Whether two shapes differ only in the first dimension, the classes."""
-    return own.shape[1:] == other.shape[1:] and own.dim() > 0 and len(own) == classes
+    both = own.dim() > 0 and other.dim() > 0
+    return both and own.shape[1:] == other.shape[1:] and len(own) == classes
 
 
 def moments_text(mean: list[float] | None, std: list[float] | None) -> str:

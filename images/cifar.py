@@ -94,15 +94,18 @@ def load_cifar(which: Cifar, data_dir: Path) -> tuple[Arrays, list[str]]:
     try:
         places = data_dir, data_dir / which.folder, data_dir / which.archive
         place = next((place for place in places if is_cifar(place, which)), None)
-        as_files = (data_dir / "train").is_dir() and not (place and place.is_dir())
+        as_files = (data_dir / "train").is_dir() and not place
     except OSError as error:
         raise UserError(f"cannot read {data_dir} ({error.strerror})") from None
     if not data_dir.exists() and data_dir.suffix in (".gz", ".tgz", ".tar"):
         raise UserError(f"there is no archive {data_dir}: --data-dir may also name a folder")
     if as_files and which.crc:
-        place, (arrays, _) = data_dir, folder(data_dir, SIZE)
-    elif as_files and not place:
-        raise UserError(f"{data_dir} has image files: --dataset folder reads them")
+        place, (arrays, _) = data_dir / "train", folder(data_dir, SIZE)
+    elif as_files:
+        raise UserError(
+            f"{data_dir} has image files: --dataset folder reads them; with another --data-dir "
+            f"{which.title} is downloaded"
+        )
     else:
         place = place or ensure_archive(data_dir, which)
         read = read_batches if place.is_dir() else read_archive
@@ -112,7 +115,7 @@ def load_cifar(which: Cifar, data_dir: Path) -> tuple[Arrays, list[str]]:
         raise UserError(
             f"the images in {place} are not {which.title}'s ({len(arrays['train'][0]):,} to train "
             f"on, {len(arrays['test'][0]):,} to test on): --dataset folder reads any image files; "
-            f"or move it away, and {which.title} is downloaded"
+            f"move it away, or name another --data-dir, and {which.title} is downloaded"
         )
     return arrays, list(which.classes)
 

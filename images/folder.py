@@ -81,10 +81,13 @@ def image_tree(root: Path) -> Tree:
     """
     left_out = Counter()
     try:
-        classes = [e.name for e in visible(root, left_out) if os.path.isdir(e.path)]
+        there = list(visible(root, left_out))
+        classes = [entry.name for entry in there if os.path.isdir(entry.path)]
     except OSError as error:
         raise UserError(f"no image folder at {root} ({error.strerror})") from None
     tree = Tree(root, classes, [], [])
+    if len(classes) < len(there):
+        left_out["beside the class folders"] = len(there) - len(classes)
     empty = [name for name in classes if not read_class(tree, name, left_out)]
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
     if len(classes) < 2:
@@ -173,8 +176,8 @@ def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     for i, (path, _) in enumerate(tqdm(tree.files, f"decoding {name}", disable=None)):
         try:
             with Image.open(path, formats=formats) as image:
-                if image.mode.startswith("I"):
-                    peaks.append(image.getextrema()[1])
+                if image.mode.startswith("I"):  # (not getextrema: big-endian ones have none)
+                    peaks.append(int(np.asarray(image).max()))
                 pixels = rgb(image)
         except Exception as error:  # Pillow's decoders raise whatever they like
             raise UserError(

@@ -166,6 +166,16 @@ def test_classes_are_cifars_whatever_the_folders_are_called(tmp_path):
     assert load("cifar10", tmp_path, CPU).classes == CIFAR10.classes
 
 
+def test_photos_beside_the_archive_are_left_alone(tmp_path):
+    """Both are in data/ unless --data-dir says otherwise."""
+    others = {split: (images ^ 255, labels) for split, (images, labels) in ARRAYS.items()}
+    cifar_archive.as_files(others, tmp_path)
+    with pytest.raises(UserError, match="train are not CIFAR-10's .*name another --data-dir"):
+        load("cifar10", tmp_path, CPU)
+    (tmp_path / CIFAR10.archive).write_bytes(ARCHIVE)
+    assert len(load("cifar10", tmp_path, CPU).train) == len(ARRAYS["train"][0])
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch ran",)

@@ -286,7 +286,10 @@ def test_an_odd_link_leaves_out_itself_alone(tree, capfd):
     (ant / "@home.png").touch()
     (tree / "train" / "@class").mkdir()
     assert sizes(tree) == (6, 6)
-    assert "left out 3 broken link, 2 with a name that begins with @" in capfd.readouterr().err
+    assert (
+        "left out 1 beside the class folders, 3 broken link, 2 with a name that begins with @"
+        in (capfd.readouterr().err)
+    )
 
 
 def test_files_that_change_places_are_noticed(tree):
@@ -311,6 +314,25 @@ def test_sixteen_bits_that_hold_fewer_are_said(tree, capfd):
     save(tree, Image.fromarray((RAMP // 5).astype(np.uint16)), ".png")
     with pytest.raises(UserError, match="pixels from 0 to 204: save 8 bits"):
         load("folder", tree, CPU)
+
+
+def test_either_byte_order_is_read(tree):
+    found = []
+    for number, order in enumerate(("<u2", ">u2")):
+        for path in (tree / "train" / "ant").glob("0.*"):
+            path.unlink()
+        pixels = (RAMP * 64).astype(order)
+        raw = Image.frombytes("I;16B" if number else "I;16", (32, 32), pixels.tobytes())
+        raw.save(tree / "train" / "ant" / "0.tif")
+        found.append(first_image(tree))
+    assert np.array_equal(*found)
+
+
+def test_images_beside_the_class_folders_are_said(tree, capfd):
+    for number in range(5):
+        Image.new("RGB", (32, 32)).save(tree / "train" / f"{number}.png")
+    assert sizes(tree) == (6, 6)
+    assert f"{tree}/train: left out 5 beside the class folders\n" in capfd.readouterr().err
 
 
 def test_postscript_is_no_image(tree):

@@ -347,6 +347,10 @@ MISFITS = {
         lambda state: state | {"conv1.0.weight": torch.zeros(8, 3, 3, 3)},
         "conv1.0.weight is [8, 3, 3, 3], not [24, 3, 3, 3]",
     ),
+    "a number": (
+        lambda state: state | {"fc.bias": torch.zeros(())},
+        "fc.bias is [], not [2]",
+    ),
     "not finite": (lambda state: state | {"fc.bias": torch.full((2,), torch.nan)}, "not finite"),
     "none": (lambda state: {"epoch": 3}, "has no state_dict"),
     "code": (lambda state: nn.Linear(3, 2), "save a state_dict"),
@@ -371,6 +375,8 @@ def test_weights_that_do_not_fit_are_one_line(run, capsys, kind):
             "--normalization has no effect",
         ),
         (["--mean", 0, 0, "nan", "--std", 1, 1, 1], "is not a number"),
+        (["--mean", 123.7, 116.3, 103.5, "--std", 0.2, 0.2, 0.2], "not a number from 0 to 1"),
+        (["--mean", 0, 0, 0, "--std", 58.4, 57.1, 57.4], "not a number above 0, to 1"),
     ],
 )
 def test_half_a_foreign_teacher_is_one_line(run, capsys, argv, says):
