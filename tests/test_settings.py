@@ -20,7 +20,7 @@ import summarize
 import train_student
 from engine import optimise
 from engine.cells import SETTINGS, Cell, Settings, every_setting, run_id
-from engine.grid import settings_of
+from engine.grid import find_teacher, settings_of
 from engine.loop import train
 from engine.recipes import weights_of
 from engine.rows import COLUMNS, csv_path, read_rows
@@ -177,6 +177,19 @@ summarize.main(["--out-dir", "out"])
     assert dict(zip(rows.run_id, rows.mood, strict=True)) == {
         "cnn-s0-folder-e1": "calm", "cnn-s0-folder-e1-moodwild": "wild"
     }  # fmt: skip
+
+
+def test_a_teacher_of_a_library_is_chosen_by_its_name(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for network in ("resnet18w32", "torchvision-resnet18", "torchvision-resnet34"):
+        (tmp_path / "checkpoints" / f"{network}-teacher-s0-shapes.pt").touch()
+    parser = flags.parser("")
+    flags.add_teacher(parser)
+    argv = ["--dataset", "shapes", "--out-dir", str(tmp_path), "--teacher"]
+    for name in ("resnet18", "torchvision:resnet18"):
+        args = parser.parse_args([*argv, name])
+        stem = find_teacher(args, settings_of(args), needed=True).stem
+        assert stem.startswith(name.replace(":", "-")) and "34" not in stem
 
 
 def parsed(*argv: str) -> Settings:
