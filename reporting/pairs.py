@@ -237,7 +237,10 @@ def beside_published(pairs: Pairs) -> str:
     usual = defaults("crd", "", THEIRS["epochs"]) | THEIRS
     rates = [defaults("crd", model, THEIRS["epochs"])["lr"] for model in pairs.rows.model]
     alike = np.array([is_recipes(row) for row in pairs.rows.itertuples()], bool)
-    pairs = replace(pairs, rows=pairs.rows[(pairs.rows.lr == rates) & alike])
+    rows = pairs.rows[(pairs.rows.lr == rates) & alike]
+    taught = set(rows[rows.role == "distill"][COLUMN].itertuples(index=False, name=None))
+    there = [column in taught for column in rows[COLUMN].itertuples(index=False, name=None)]
+    pairs = replace(pairs, rows=rows[np.array(there, bool)])
     if pairs.rows.empty or any(settings[n] != usual[n] for n in PROTOCOL if n != "lr"):
         return ""
     found = []
@@ -263,7 +266,7 @@ def is_recipes(row: NamedTuple) -> bool:
     hard, beta = usual.get("hard_weight"), methods[-1].beta if methods else None
     return not methods or (
         row.alpha == usual["alpha"]
-        and row.temperature in (NO_TEMPERATURE, usual["temperature"])
+        and row.temperature in (NO_TEMPERATURE, usual.get("temperature"))
         and row.scale_t2 == usual.get("scale_t2", False)
         and row.soft_warmup == usual.get("soft_warmup", 0)
         and (np.isnan(row.hard_weight) if hard is None else row.hard_weight == hard)

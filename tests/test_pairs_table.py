@@ -261,6 +261,10 @@ def test_published_figures_stand_beside_the_recipe_at_full_length_only():
     own = [recipes, recipes | {"beta": 3.0, "tail": "-b3"}, {"beta": 1.0, "tail": "-h"}]
     rows = column(*[("dkd", (0.71, 0.72, 0.73), each) for each in own])
     rows.append(kd("resnet56:resnet20", (0.65, 0.66, 0.67), tail="-T1", temperature=1.0))
+    smooth = {"method": "smooth", "alpha": 0.1}
+    rows.append([each | {"run_id": each["run_id"] + "-smooth"} | smooth for each in rows[0]])
+    # Of this pair nothing has the recipe's weights.
+    rows += [alone("vgg8", ALONE), kd("vgg13:vgg8", (0.65, 0.66, 0.67), alpha=0.5)]
     parts = [frame(*rows)]
     for change in ({"epochs": 30}, {"dataset": "cifar10"}, {"train_size": 5000}, {"clip": 1.0}):
         parts.append(parts[0].assign(run_id=parts[0].run_id + f"-{len(parts)}", **change))
