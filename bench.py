@@ -264,7 +264,8 @@ def work(rank: int, job: dict, barrier, results) -> None:
         data.train, data.test = repeat(data.train, IMAGES), repeat(data.test, TEST_IMAGES)
     keep_freed_memory()
     found = WAYS[job.way](data, device, job, barrier.wait)
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
         found["memory"] = torch.cuda.max_memory_allocated()
     results.put(found)

@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     if path.with_name("TRIAL.md").exists():
         utils.note(
-            "these are a trial's runs, and each learning rate is a protocol here (minutes): "
-            f"`python trial.py --report --out-dir {args.out_dir}` is what compares them"
+            "these are a trial's runs, and each learning rate is a protocol here (minutes): what "
+            f"compares them is `python trial.py --report --out-dir {args.out_dir}`, with the "
+            "--tries and --fresh that they had"
         )
     reference = report.read_reference(utils.ROOT / "results" / "reference.csv")
     # The report takes each schedule's own metric, so that it is a function of the CSV alone.

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 import flags
 import sides
 from engine.cells import OPTIMISER, Cell, Settings, flag, run_id
-from engine.grid import run_command, settings_of, teacher_seed
+from engine.grid import find_teacher, run_command, settings_of, teacher_seed
 from engine.rows import csv_path, read_rows
 from engine.trainee import first_weights
 from images.sources import SOURCES
@@ -240,7 +240,8 @@ def untrained(args: argparse.Namespace) -> Path:
     """A checkpoint of the teacher's network with first weights, made where there is none yet."""
     if not args.teacher:
         raise UserError("kd-random learns from the teacher's network untrained: name its --teacher")
-    stored, own = load_checkpoint(args.teacher), args.teacher_model
+    own = args.teacher_model
+    stored = load_checkpoint(find_teacher(args, settings_of(args), needed=True))
     name = f"{stored['run_id']}-untrained"
     path = args.out_dir / "checkpoints" / f"{name}.pt"
     if not path.exists():
@@ -268,11 +269,16 @@ def write_report(args: argparse.Namespace) -> None:
     rows = clean(read_rows(path))
     right = trial_images.everywhere(args.out_dir, rows)
     found = trial.read(rows, asked, sides.diverged(args.out_dir), right)
+    page = path.with_name("TRIAL.md")
+    if not found.whole and page.exists() and "No place is finished" not in page.read_text("utf-8"):
+        raise UserError(
+            f"no place is finished with --tries {args.tries} and these fresh seeds, and {page} has "
+            "some: name the --tries and --fresh of its stages, or move it away"
+        )
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():
         write_atomic(path.parent / f"{name}.png", png)
     values = trial_page.page(found) | {"pictures": list(drawn), "captions": trial_pictures.CAPTIONS}
-    page = path.with_name("TRIAL.md")
     write_atomic(page, report.render("TRIAL.md", values).encode())
     say(report.render("trial_answer", values))
     say(f"all figures: {page}" + "".join(f", {name}.png" for name in drawn))

@@ -82,6 +82,11 @@ for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE $TRIES $DRAWS $DOUBLINGS; do
         ;;
     esac
 done
+case " $SAME_TEACHER " in *" 0 "*)
+    echo "error: SAME_TEACHER=0 is all images, and their teacher teaches kd already" >&2
+    exit 2
+    ;;
+esac
 for side in $CONTROLS; do
     case "$side" in
     kd-shuffled | kd-random | kd-self) ;;

@@ -14,7 +14,7 @@ import sides
 from engine import measure, parallel
 from engine.cells import Settings
 from engine.grid import load_in_turn, settings_on
-from engine.resume import Keeper, Run
+from engine.resume import Run
 from engine.steps import STACK, Steps
 from engine.trainee import Trainee
 from images.sources import Data
@@ -50,7 +50,10 @@ def plan(args: argparse.Namespace) -> str:
     settings = settings_on(device, args)
     data = load_in_turn(settings, args.data_dir, device, parallel.Ranks())
     places = [(images or len(data.train), width) for images, width in args.plan]
-    paces = {width: pace(args, width, settings, data, device) for _, width in set(places)}
+    start = time.process_time()  # what this process has spent on imports and images
+    widths = {width for _, width in places}
+    paces = {width: pace(args, width, settings, data, device, start) for width in widths}
+    args.images = len(data.train)
     asked = Size(places, args.tries, args.fresh, args.steps)
     runs, steps, seconds = cost(asked, args, paces)
     slowest = max(one.step for one in paces.values())
@@ -74,12 +77,14 @@ def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) ->
         long = epochs * -(-images // args.batch_size)
         search = size.tries + sides.keep(size.tries) * (len(sides.FINAL_SEEDS) - 1)
         fresh = len(sides.fresh_seeds(images, size.fresh))
+        draws = 1 if images == args.images else args.draws or 1  # all images have one
         count = sum(
-            search + fresh * (1 if side in sides.OWN_TEACHER else args.draws or 1)
-            for side in args.sides
+            search + fresh * (1 if side in sides.OWN_TEACHER else draws) for side in args.sides
         )
-        # To see that a length is enough takes a run of it, and one of twice it.
+        # To see that a length is enough takes a run of it, and one of twice it; those of the
+        # search's seeds are tries, too.
         probes = sides.PROBES * len(sides.FINAL_SEEDS) * (args.doublings > 0)
+        count -= sides.PROBES * len(sides.SEARCH_SEEDS) * (args.doublings > 0)
         runs += count + 2 * probes
         steps += (count + 3 * probes) * long
         one = paces[width]
@@ -113,13 +118,14 @@ def pace(
     settings: Settings,
     data: Data,
     device: torch.device,
+    start: float,
 ) -> Pace:
     """Time a few steps and the tests of the student: of one, or of a stack on a GPU."""
     count = STACK if device.type == "cuda" else 1
     configs = sides.draw("alone", range(count), sides.SHARED)
     cells = sides.cells("alone", configs, [0], args.student, width or args.width, 0)
     trainees = [Trainee(cell, settings, len(data.classes), device) for cell in cells]
-    run = Run(settings, data, None, args.out_dir, device, parallel.Ranks(), Keeper(math.inf))
+    run = Run(settings, data, None, args.out_dir, device, parallel.Ranks(), None)
     steps = Steps(trainees, run)
     steps.begin(0, epoch_views(0, 0, data.train), None)
 
@@ -128,7 +134,6 @@ def pace(
         for team in steps.teams:
             team(batch)
 
-    start = time.process_time()  # what this process has spent on imports and images
     tests = seconds(lambda: measure.record(steps.predictor(trainees), data), 1, device)
     return Pace(seconds(step, TIMED, device) / count, tests / count, start)
 

@@ -7,6 +7,7 @@ One file a place, results/right/<images>x<width>.npz: `run_id`, `test_acc` (of t
 import argparse
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.registry import NAMED
 from utils import UserError, brief, note, say, write_atomic
 
 ROUNDING = 0.001  # of the test images: a GPU rounds otherwise for one network than for a stack
+DAMAGED = zipfile.BadZipFile, zlib.error
 Right = dict[str, np.ndarray]  # by run id, bool (test images,)
 
 
@@ -40,7 +42,7 @@ def known(path: Path, rows: pd.DataFrame) -> Right:
         with np.load(path) as stored:
             bits = np.unpackbits(stored["right"], axis=1, count=int(stored["count"])).astype(bool)
             accuracy = dict(zip(stored["run_id"].tolist(), stored["test_acc"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, *DAMAGED) as error:
         raise UserError(f"cannot read {path} ({brief(error)}): remove it, and run again") from None
     now = dict(zip(rows.run_id, rows.test_acc, strict=True))
     return {

@@ -93,6 +93,8 @@ def read(
     lengths = pd.DataFrame({place: needed(part) for place, part in rows.groupby(PLACE)}).T
     lengths.index.names = PLACE
     rows = rows[rows.epochs == lengths.epochs.reindex(rows.set_index(PLACE).index).to_numpy()]
+    beyond = [n for _, place in rows.groupby(PLACE) for n in beyond_asked(place, asked.tries)]
+    rows = rows.drop(index=beyond)
     entries = pd.DataFrame(
         {
             (*place, side): entry(side, part, asked, diverged)
@@ -106,6 +108,19 @@ def read(
     main = done[done.index.isin(sides.MAIN, level="side")].groupby(PLACE).all()
     entries["whole"] = done & main.reindex(entries.index.droplevel("side")).to_numpy()
     return Trial(asked, rows, teachers, entries, compare(entries, right or {}), lengths)
+
+
+def beyond_asked(place: pd.DataFrame, tries: int) -> list[int]:
+    """The labels of a place's rows that a search of more tries has left besides those asked for.
+
+    So all sides are compared by as many. None of the trial's first rules, which had grids.
+    """
+    found = []
+    for side, rows in place[place.momentum == sides.MOMENTUM].groupby("side"):
+        if rows.config.nunique() > tries:
+            asked = set(sides.searched(side, tries, place))
+            found += [row.Index for row in rows.itertuples() if sides.config_of(row) not in asked]
+    return found
 
 
 def needed(place: pd.DataFrame) -> dict:
@@ -154,13 +169,13 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     drawn = asked.draws or 1 + int(max(measured.draw, default=0))
     draws = range(1 if side in sides.OWN_TEACHER else drawn)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
-    first, taught = place.iloc[0], rows.teacher_seed.dropna().unique()
+    first, taught = place.iloc[0], set(rows.teacher_seed.dropna()) or {0}  # of all draws
 
     def lost(configs: list[sides.Config], seeds: tuple | range, draws: range = range(1)) -> int:
         if not diverged:
             return 0
-        own = (first.model, int(first.width), int(taught[0]) if len(taught) else 0)
-        cells = sides.cells(side, configs, seeds, *own)
+        own = side, configs, seeds, first.model, int(first.width)
+        cells = [c for seed in taught for c in sides.cells(*own, int(seed))]
         ids = {run_id(c, s) for c in cells for d in draws for s in settings_of(first, d)}
         return len(ids & diverged - set(rows.run_id))
 

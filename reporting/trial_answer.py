@@ -20,6 +20,7 @@ ABOUT = {
     "kd-self": "the best student alone, of the same network and images, as the teacher",
     "kd-same": "a teacher trained on the student's own images",
 }
+UNKNOWN = "images of another data set, which is not known here"
 
 
 def answer(trial: Trial) -> dict:
@@ -84,7 +85,7 @@ def how(trial: Trial) -> str:
         "by their own sampling (95 %); no interval has it."
     )
     taught = trial.rows[trial.rows.side == "kd"]
-    seen = " or ".join(dict.fromkeys(seen_by(teacher) for teacher in taught.teacher))
+    seen = " or ".join(dict.fromkeys(seen_by(trial, teacher) for teacher in taught.teacher))
     return (
         f"The student learns from so many images, its teacher was trained on {seen}. "
         "Gains in points of test accuracy over the student alone, which was tuned as well, with "
@@ -233,8 +234,14 @@ def ranged(values: Iterable[float]) -> str:
     return f"{span(pd.Series(values), points)} points"
 
 
-def seen_by(teacher: str) -> str:
-    """`all images of the data set`, `... but 5,000` or `1,000 images`, by a teacher's run id."""
+def seen_by(trial: Trial, teacher: str) -> str:
+    """`all images of the data set`, `... but 5,000` or `1,000 images`, by a teacher's run id.
+
+    Of weights from elsewhere, which its row names, nobody here knows what they saw.
+    """
+    own = trial.teachers[(trial.teachers.run_id == teacher) & (trial.teachers.weights != "")]
+    if len(own):
+        return UNKNOWN if not own.epochs.iloc[0] else f"{UNKNOWN}, and then on those of this one"
     found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
     count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
     if "n" in count:

@@ -271,6 +271,7 @@ def test_help_is_the_scripts_head(exp, script, flag):
         ("exp.sh", {"RANKS": "abc"}, "RANKS=abc"),
         ("exp.sh", {"RANKS": "-1"}, "RANKS=-1"),
         ("trial.sh", {"SAME_TEACHER": "5k"}, "5k is no number of images"),
+        ("trial.sh", {"SAME_TEACHER": "100 0"}, "SAME_TEACHER=0 is all images"),
         ("trial.sh", {"VAL_SIZE": "0500"}, "0500 is no number"),
     ],
 )

@@ -368,9 +368,12 @@ def test_a_stale_file_of_images_cannot_lie(by_image, tmp_path):
     for off in (0.0004, 0.1):
         moved = here.assign(test_acc=here.test_acc + off * (here.run_id == name))
         assert trial_images.known(path, moved).keys() == right.keys() - {name}
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot read"):
-        trial_images.known(path, here)
+    whole = path.read_bytes()
+    bits = whole.index(b"right.npy") + 60  # inside the packed numbers
+    for damaged in (whole[:100], whole[:bits] + bytes(40) + whole[bits + 40 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot read"):
+            trial_images.known(path, here)
 
 
 def test_mistakes(small, capsys):
@@ -436,8 +439,9 @@ def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     flags += ["--steps", 100, "--plan", "40:4", "0:8", "--ranks", 2, "--tries", 40]
     assert script(trial.main, *flags) == 0
     first, second = capsys.readouterr().out.splitlines()
-    # A side: 40 tries, 4 kept with two more seeds, 2 fresh; four probes, three seeds, two lengths.
-    runs, long = 3 * (40 + 8 + 2), 100
+    # A side: 40 tries, 4 kept with two more seeds, 2 fresh; four probes, three seeds, two lengths,
+    # of which those with the search's seed and length are tries.
+    runs, long = 3 * (40 + 8 + 2) - 4, 100
     assert f"2 places, 3 sides: at least {2 * (runs + 24):,} runs, " in first
     assert f"{2 * (runs + 36) * long:,} steps, about {(runs + 36) * long / 3600:.1f} hours" in first
     assert second.startswith("Within an hour") and "SIZES=40 WIDTHS= TRIES=" in second

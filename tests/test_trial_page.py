@@ -10,10 +10,12 @@ from trial_rows import (
     FRESH,
     GAINS,
     GOLDEN,
+    INNER,
     TRIES,
     golden_rows,
     one_side,
     read,
+    rows_of,
     text,
 )
 
@@ -118,7 +120,8 @@ def test_a_side_with_other_numbers_of_tries_than_the_first_has_columns_of_its_ow
     mine = [row for row in rows if row["answers"] == "shuffled"]
     final = {row["lr"] for row in mine if row["seed"] == 1}
     spare = [row["run_id"] for row in mine if row["seed"] == 0 and row["lr"] not in final][:5]
-    rows = [row for row in rows if row["run_id"] not in spare]
+    # By the first rules, whose sides had as many tries as their grids had points.
+    rows = [row | {"momentum": 0} for row in rows if row["run_id"] not in spare]
     found = fair.read(clean(pd.DataFrame(rows, columns=COLUMNS)), fair.Asked(8, FRESH), set())
     lines = page.fewer(found).splitlines()
     assert "| 15 |" in lines[0] and len({line.count("|") for line in lines}) == 1
@@ -270,9 +273,46 @@ def test_the_report_from_the_command_line(golden, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "\n- **45,000 images, cnn**: " in said and "|" not in said
     assert said.splitlines()[-1].startswith(f"all figures: {path.parent / 'TRIAL.md'}, ")
+    assert script(trial.main, "--report", "--out-dir", tmp_path) == 2  # of 60 tries
+    assert "no place is finished with --tries 60" in capsys.readouterr().err
+    assert (path.parent / "TRIAL.md").read_text() == GOLDEN.read_text()
     pd.DataFrame(golden, columns=COLUMNS).head(2).to_csv(path, index=False)
     assert script(summarize.main, "--out-dir", tmp_path) == 0
     assert f"`python trial.py --report --out-dir {tmp_path}`" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def place(golden):
+    return [row for row in golden if (row["train_size"], row["width"]) == (500, 16)]
+
+
+def test_tries_beyond_those_asked_for_do_not_count(place):
+    """As where a search with more TRIES was begun in a finished folder, and stopped."""
+    more = sides.draw("kd", range(TRIES, TRIES + 6), sides.axes("kd"))
+    extra = rows_of(sides.cells("kd", more, (0,), "cnn", 16, 0), lambda _: (0.9, 0.9), images=500)
+    found, usual = (read(rows) for rows in (place + extra, place))
+    pd.testing.assert_frame_equal(found.tests, usual.tests)
+    assert fair.best_of(found, (500, 16), "kd").equals(fair.best_of(usual, (500, 16), "kd"))
+
+
+def test_a_run_of_another_draws_teacher_that_diverged_is_known(place):
+    place, second = [row for row in place if not row["answers"] > ""], []
+    for side in sides.MAIN:
+        won = sides.searched(side, TRIES)[INNER]
+        cells = sides.cells(side, [won], sides.fresh_seeds(500, FRESH), "cnn", 16, 1)
+        own = {"images": 500, "draw": 1, "teacher_sha": "1" * 12}
+        second += rows_of(cells, lambda _: (0.3, 0.3), **own)
+    lost = second.pop()  # of kd
+    assert "-ts1-" in lost["run_id"]
+    found = read(place + second, diverged={lost["run_id"]})
+    assert found.entries.loc[(500, 16, "kd")].lost == 1 and found.whole
+
+
+def test_what_a_teacher_from_elsewhere_saw_is_not_known(place):
+    teacher = place[0] | {"run_id": "resnet18-teacher-s0", "role": "teacher", "weights": "r18.pt"}
+    for epochs, says in ((0, "not known here."), (20, "not known here, and then on those of this")):
+        page = text([*place, teacher | {"epochs": epochs, "method": "none"}])
+        assert page.count(says) == 2 and "all images of the data set" not in page
 
 
 def test_two_methods_search_what_either_has():
