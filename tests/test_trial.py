@@ -1,6 +1,7 @@
 """The fair trial: one space a side, held-out images alone choose, fresh seeds measure."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -23,6 +24,7 @@ import trial_cost
 import trial_images
 from engine.cells import Settings, run_id
 from engine.rows import csv_path, read_rows
+from reporting import trial as fair
 from reporting import trial_answer as answer
 from reporting import trial_page as page
 from reporting.rows import clean
@@ -306,7 +308,7 @@ def test_winners_are_measured_on_other_draws_of_the_images(golden):
     ]
     found = read(rows, draws=3)
     kd = found.tests[found.tests.side == "kd"].iloc[0]
-    assert (kd.draws, kd.n, kd.df) == (3, 3, 2) and "over 3 draws" in answer.how(found)
+    assert (kd.draws, kd.n) == (3, 3) and "over 3 draws" in answer.how(found)
     assert read(rows[:-1], draws=3).whole == [] and read(golden, draws=2).whole == []
     # Unless it is said, a place has as many as its rows.
     mine = [row for row in golden if (row["train_size"], row["width"]) == (5000, 4)]
@@ -316,6 +318,22 @@ def test_winners_are_measured_on_other_draws_of_the_images(golden):
     assert "over 3 draws of the training images, where" in answer.how(both)
     assert "(over 5 fresh seeds)" in answer.answers(both)[1]
     assert read(rows[:-1] + mine).whole == [(5000, 4)]
+
+
+@pytest.mark.parametrize("apart", [0.0005, 0.03])
+def test_over_draws_nothing_is_surer_than_over_all_seeds(apart):
+    """The draws' means are alike by chance, or apart; a paired t-test by scipy of either."""
+    gaps = np.random.default_rng(0).normal(0.01, 0.005, (3, 10))
+    gaps += 0.01 + apart * np.array([[-1], [0], [1]]) - gaps.mean(1, keepdims=True)
+    index = pd.MultiIndex.from_product([range(3), range(10)], names=["draw", "seed"])
+    values = pd.DataFrame({"alone": 0.5, "kd": 0.5 + gaps.ravel()}, index)
+    found = fair.over_draws(values, ("kd", "alone"))
+    seeds, draws = (scipy.stats.ttest_1samp(x, 0) for x in (gaps.ravel(), gaps.mean(1)))
+    halves = [np.ptp(test.confidence_interval()) / 2 for test in (seeds, draws)]
+    assert (halves[0] > halves[1]) == (apart < 0.001)
+    assert found["half"] == pytest.approx(max(halves))
+    assert found["p"] == pytest.approx(max(seeds.pvalue, draws.pvalue))
+    assert found["n"] == 3 and found["difference"] == pytest.approx(0.01)
 
 
 @pytest.fixture
