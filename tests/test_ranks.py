@@ -170,15 +170,13 @@ import torch
 from engine.parallel import keep_freed_memory
 
 def step():
-    return [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 keep_freed_memory()
-step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(step() for _ in range(21))[10])  # a system may take memory back now and then
 """
     done = command("-c", steps)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 8192  # pages, of 163,840
+    assert int(done.stdout) < 400  # pages, of 8,192
