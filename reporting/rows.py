@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from engine.cells import DATA_SETTINGS, REFERENCE, SETTINGS
-from engine.recipes import weights_of
+from engine.recipes import RECIPES, weights_of
 from models import MODELS
 from utils import UserError
 
@@ -226,10 +226,8 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
         layers = rows[f"{who}_layers"]
         own += (f", {who} " + layers).where(layers != "", "")
     hard = rows.hard_weight.groupby([rows.student, rows.method]).transform("nunique", dropna=False)
-    usual = [
-        weights_of(row.recipe, row.method, int(row.epochs)).get("hard_weight")
-        for row in rows.itertuples()
-    ]
+    each = zip(rows.recipe, rows.method, rows.epochs.astype(int), strict=True)
+    usual = [weights_of(*key).get("hard_weight") if key[0] in RECIPES else None for key in each]
     told = rows.hard_weight.where((hard > 1) | (rows.hard_weight != pd.Series(usual, rows.index)))
     told = [f", hard × {w:g}" if w == w else "" for w in told]
     rows = rows.assign(kind=kind, own=own, variant=kind + told + own, last=rows.role == "teacher")
