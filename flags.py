@@ -9,7 +9,7 @@ from engine.cells import OPTIMISER, SETTINGS, defaults, flag
 from engine.recipes import RECIPES
 from losses import METHODS, is_method
 from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
-from models.foreign import LIBRARIES
+from models.foreign import is_library
 from utils import ROOT, UserError
 from values import (
     COUNT,
@@ -195,8 +195,8 @@ def weight(raw: str) -> float | str:
 
 
 def teacher(raw: str) -> Path | str:
-    """An argparse type: a checkpoint, or the name of one of our networks."""
-    known = raw in (*MODELS, *NETWORKS) or raw.partition(":")[0] in LIBRARIES
+    """An argparse type: a checkpoint, or the name of one of our networks or of a library's."""
+    known = raw in (*MODELS, *NETWORKS) or is_library(raw)
     return raw if known and not Path(raw).exists() else Path(raw)
 
 

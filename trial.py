@@ -261,8 +261,8 @@ def write_report(args: argparse.Namespace) -> None:
 
     Raises UserError where there is no run of a trial, or runs of several.
     """
-    import trial_images
-    from reporting import report, trial, trial_page, trial_pictures  # a stage needs none of them
+    import trial_images  # a stage needs none of these
+    from reporting import report, trial, trial_answer, trial_page, trial_pictures
 
     path = csv_path(args.out_dir)
     asked = trial.Asked(args.tries, args.fresh, args.draws)
@@ -270,7 +270,7 @@ def write_report(args: argparse.Namespace) -> None:
     right = trial_images.everywhere(args.out_dir, rows)
     found = trial.read(rows, asked, sides.diverged(args.out_dir), right)
     page = path.with_name("TRIAL.md")
-    if not found.whole and page.exists() and "No place is finished" not in page.read_text("utf-8"):
+    if not found.whole and page.exists() and trial_answer.NOTHING not in page.read_text("utf-8"):
         raise UserError(
             f"no place is finished with --tries {args.tries} and these fresh seeds, and {page} has "
             "some: name the --tries and --fresh of its stages, or move it away"

@@ -25,6 +25,11 @@ from utils import UserError, brief, checksum
 LIBRARIES = ("torchvision", "timm")
 
 
+def is_library(name: str) -> bool:
+    """Whether it is torchvision:NAME or timm:NAME."""
+    return name.partition(":")[0] in LIBRARIES
+
+
 class Imported(NamedTuple):
     """A network of a user's own, and its source."""
 

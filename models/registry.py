@@ -9,7 +9,7 @@ from utils import UserError
 
 from . import mobilenet, resnet_cifar, shufflenet, vgg, wide_resnet
 from .cnn import CNN
-from .foreign import LIBRARIES, Imported, close_to, guarded, imported, of_library
+from .foreign import Imported, close_to, guarded, imported, is_library, of_library
 from .resnet import ResNet18
 
 MODELS: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "cnn": CNN}  # those with a width
@@ -33,7 +33,7 @@ def named(text: str) -> str:
     """
     if text in MODELS or text in NETWORKS:
         return text
-    if text.partition(":")[0] in LIBRARIES:
+    if is_library(text):
         of_library(text)
         return text
     if ":" not in text:
@@ -58,7 +58,7 @@ def build(name: str, width: int, classes: int, image_size: int = 32) -> nn.Modul
         return MODELS[name](width, classes, **size)
     if name in NAMED:
         return NAMED[name].build(classes)
-    if name not in NETWORKS and name.partition(":")[0] not in LIBRARIES:
+    if name not in NETWORKS and not is_library(name):
         raise UserError(f"no network {name!r} here: there are {', '.join([*MODELS, *NETWORKS])}")
     with guarded(name):
         return (NETWORKS.get(name) or of_library(name))(classes)
@@ -66,7 +66,7 @@ def build(name: str, width: int, classes: int, image_size: int = 32) -> nn.Modul
 
 def is_own(name: str) -> bool:
     """Whether it is a user's own: net.py:Net or package.module:Net."""
-    return ":" in name and name.partition(":")[0] not in LIBRARIES
+    return ":" in name and not is_library(name)
 
 
 def code_of(name: str) -> str:

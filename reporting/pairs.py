@@ -238,9 +238,8 @@ def beside_published(pairs: Pairs) -> str:
     rates = [defaults("crd", model, THEIRS["epochs"])["lr"] for model in pairs.rows.model]
     alike = np.array([is_recipes(row) for row in pairs.rows.itertuples()], bool)
     rows = pairs.rows[(pairs.rows.lr == rates) & alike]
-    taught = set(rows[rows.role == "distill"][COLUMN].itertuples(index=False, name=None))
-    there = [column in taught for column in rows[COLUMN].itertuples(index=False, name=None)]
-    pairs = replace(pairs, rows=rows[np.array(there, bool)])
+    taught = (rows.role == "distill").groupby([rows[name] for name in COLUMN]).transform("any")
+    pairs = replace(pairs, rows=rows[taught.astype(bool)])
     if pairs.rows.empty or any(settings[n] != usual[n] for n in PROTOCOL if n != "lr"):
         return ""
     found = []

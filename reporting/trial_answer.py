@@ -20,6 +20,7 @@ ABOUT = {
     "kd-self": "the best student alone, of the same network and images, as the teacher",
     "kd-same": "a teacher trained on the student's own images",
 }
+NOTHING = "No place is finished, so nothing has been found yet."
 UNKNOWN = "images of another data set, which is not known here"
 
 
@@ -27,6 +28,7 @@ def answer(trial: Trial) -> dict:
     """The values of the template trial_answer.j2."""
     whole = trial.entries[trial.entries.whole]
     return {
+        "NOTHING": NOTHING,
         "drawn": "shapes" in set(trial.rows.dataset),
         "how": how(trial),
         "answers": answers(trial),
@@ -234,14 +236,19 @@ def ranged(values: Iterable[float]) -> str:
     return f"{span(pd.Series(values), points)} points"
 
 
+def elsewhere(trial: Trial, teacher: str) -> pd.DataFrame:
+    """The rows of a teacher, by its run id, that began with weights from elsewhere."""
+    return trial.teachers[(trial.teachers.run_id == teacher) & (trial.teachers.weights != "")]
+
+
 def seen_by(trial: Trial, teacher: str) -> str:
     """`all images of the data set`, `... but 5,000` or `1,000 images`, by a teacher's run id.
 
     Of weights from elsewhere, which its row names, nobody here knows what they saw.
     """
-    own = trial.teachers[(trial.teachers.run_id == teacher) & (trial.teachers.weights != "")]
+    own = elsewhere(trial, teacher)
     if len(own):
-        return UNKNOWN if not own.epochs.iloc[0] else f"{UNKNOWN}, and then on those of this one"
+        return UNKNOWN + ", and then on those of this one" * bool(own.epochs.iloc[0])
     found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
     count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
     if "n" in count:

@@ -20,7 +20,7 @@ from reporting.tables import (
     with_interval,
 )
 from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
-from reporting.trial_answer import ABOUT, UNKNOWN, answer, named_place, seen_by, student
+from reporting.trial_answer import ABOUT, answer, elsewhere, named_place, seen_by, student
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -219,8 +219,8 @@ def taught_by(trial: Trial) -> list[str]:
         held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"
         who = ", ".join(dict.fromkeys(part.side))
-        seen = seen_by(trial, teacher)
-        trained = f"It was trained on {seen}{f', {some}' * (not seen.startswith(UNKNOWN))}."
+        some = "" if len(elsewhere(trial, teacher)) else f", {some}"
+        trained = f"It was trained on {seen_by(trial, teacher)}{some}."
         if teacher.endswith("-untrained"):
             trained = "It has its first weights."
         lines.append(f"`{teacher}` (`{sha}`{grade}) taught {who}. {trained}")
