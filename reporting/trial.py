@@ -297,10 +297,11 @@ def best_of(trial: Trial, place: tuple, side: str) -> pd.DataFrame:
     Columns `val` and `test`, of the search's one seed. The expectation is over which n of the B
     configurations were tried: the i-th worst is the best of them in C(i-1, n-1) of C(B, n) cases.
     (Dodge et al. 2019, EMNLP, section 3, with replacement; without as here it is unbiased, Tang et
-    al. 2020, ACL, section 3.) A diverged run counts as the worst one.
+    al. 2020, ACL, section 3.) Of equally good ones each is as likely to be picked. A diverged run
+    counts as the worst one.
     """
-    rows = search_rows(trial, place, side)
-    rows = rows.sort_values(["val_acc", "config"], ascending=[True, False])[["val_acc", "test_acc"]]
+    rows = search_rows(trial, place, side).sort_values("val_acc")[["val_acc", "test_acc"]]
+    rows["test_acc"] = rows.groupby("val_acc").test_acc.transform("mean")
     lost = trial.entries.loc[(*place, side)].lost_search
     values = np.concatenate([np.repeat(rows.to_numpy()[:1], lost, 0), rows.to_numpy()])
     count = len(values)

@@ -295,6 +295,16 @@ def test_tries_beyond_those_asked_for_do_not_count(place):
     assert fair.best_of(found, (500, 16), "kd").equals(fair.best_of(usual, (500, 16), "kd"))
 
 
+def test_of_equally_good_tries_each_is_as_likely_to_be_picked(place):
+    plain = [row for row in place if row["method"] == "kd" and not row["answers"]]
+    mine = [row for row in plain if not row["seed"]]
+    best, second = sorted(mine, key=lambda row: -float(row["val_acc"]))[:2]
+    tied = second | {"val_acc": best["val_acc"], "test_acc": 0.1}
+    found = read([tied if row is second else row for row in place])
+    expected = (float(best["test_acc"]) + 0.1) / 2
+    assert fair.best_of(found, (500, 16), "kd").test[TRIES] == pytest.approx(expected)
+
+
 def test_a_run_of_another_draws_teacher_that_diverged_is_known(place):
     place, second = [row for row in place if not row["answers"] > ""], []
     for side in sides.MAIN:
