@@ -10,13 +10,13 @@ from engine.cells import label
 from engine.resume import Run
 from engine.trainee import Batch, Trainee, terms_of
 from images.views import epoch_views, gather, normalise
-from utils import OwnError, say
+from utils import UserError, say
 
 
 def balance(trainees: list[Trainee], run: Run) -> None:
     """Give the trainees that look for their beta the one that the first batch says, with a line.
 
-    A trainee that goes on from a save has it already. Raises OwnError where a gradient is 0 or not
+    A trainee that goes on from a save has it already. Raises UserError where a gradient is 0 or not
     finite.
     """
     seekers = [t for t in trainees if t.cell.auto_beta and t.beta is None]
@@ -31,7 +31,7 @@ def balance(trainees: list[Trainee], run: Run) -> None:
     for trainee in seekers:
         hard, soft = gradient_norms(trainee, batch)
         if not (math.isfinite(hard / soft if soft else math.inf) and hard):
-            raise OwnError(
+            raise UserError(
                 f"{label(trainee.cell)}: --beta auto finds gradients of {hard:g} and {soft:g} on "
                 "the first batch and no weight between them: give --beta a number"
             )

@@ -18,7 +18,7 @@ from engine import measure
 from engine.balance import balance
 from engine.board import Curves
 from engine.cells import Cell, label
-from engine.parallel import all_gather
+from engine.parallel import agreed, all_gather
 from engine.progress import Progress
 from engine.resume import Run, Unfinished
 from engine.rows import best_epoch, leave, on_cpu
@@ -43,9 +43,9 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         for trainee in trainees:
             trainee.model.load_state_dict(run.weights, strict=False)  # fitting has compared them
     with state.claimed():
-        introduce(trainees, run)
+        agreed(ranks, lambda: introduce(trainees, run))
         state.restore()
-        balance(trainees, run)
+        agreed(ranks, lambda: balance(trainees, run))
         steps = Steps(trainees, run)
         for trainee in trainees:
             own = trainee.beta, trainee.history

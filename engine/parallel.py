@@ -117,14 +117,21 @@ def lead_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
 
     Its UserError is raised on every rank, so that none waits for a lead that has left.
     """
+    return agreed(ranks, work if ranks.lead else lambda: None)
+
+
+def agreed(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """Do `work` on every rank: this one's result.
+
+    The first rank's UserError is raised on all, so that the lead prints it.
+    """
     result = error = None
-    if ranks.lead:
-        try:
-            result = work()
-        except UserError as problem:
-            error = str(problem)
-    if error := from_lead(ranks, error):
-        raise UserError(error)
+    try:
+        result = work()
+    except UserError as problem:
+        error = str(problem)
+    if errors := [theirs for theirs in all_gather(ranks, error) if theirs]:
+        raise UserError(errors[0])
     return result
 
 

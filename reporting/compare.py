@@ -143,15 +143,18 @@ def of_grids(cells: pd.DataFrame) -> list[Family]:
 def of_methods(cells: pd.DataFrame) -> list[Family]:
     """One cell a method against the student alone and against kd, where there are several methods.
 
-    Where validation chose, its choices are the family; else every cell that could have been picked.
+    kd is that with T^2 where there is no other. Where validation chose, its choices are the family;
+    else every cell that could have been picked.
     """
     chosen = stand_ins(cells)
     if chosen.kind.str.removesuffix(T2).nunique() < 2:
         return []
     family = chosen if chosen.picked.all() else cells[cells.kind.isin(chosen.kind)]
-    kd, alone = family.index[family.kind == KD], (ALONE, 0.0, NO_TEMPERATURE)
+    kd = family.kind == KD
+    kd = kd if kd.any() else family.kind == KD + T2
+    alone = (ALONE, 0.0, NO_TEMPERATURE)
     over_alone = [(me, alone) for me in family.index if alone in cells.index]
-    over_kd = [(me, other) for me in family.index[family.kind != KD] for other in kd]
+    over_kd = [(me, other) for me in family.index[~kd] for other in family.index[kd]]
     stand = {*chosen.index, alone}
     return [
         (against, pairs, [pair for pair in pairs if stand.issuperset(pair)])

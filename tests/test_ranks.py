@@ -50,6 +50,13 @@ def test_the_same_bits_on_one_and_three_ranks(flags, teacher, tmp_path):
     assert sorted(rows.run_id) == sorted(expected) and set(rows.ranks) == {3}
 
 
+def test_what_stands_in_one_ranks_way_is_said(flags, teacher, tmp_path):
+    """The lead has the student alone; only the other rank's cell looks for the layer."""
+    argv = [*flags, "--teacher", teacher, "--method", "sp", "--alone", "--student-layers", "nope"]
+    done = command(*TORCHRUN, 2, "distill.py", *argv, "--out-dir", tmp_path)
+    assert done.returncode != 0 and "error: cnn has no layer 'nope'" in done.stderr
+
+
 def test_ranks_of_methods_on_activations(flags, teacher, tmp_path):
     """Dealt in turn: each of the two ranks has a cell of either method."""
     argv = [*flags, "--teacher", teacher, "--method", "fitnet", "kd+crd", "--beta", 1]

@@ -234,6 +234,9 @@ def test_methods_are_compared_over_all_that_could_have_been_picked():
     test = versus(results, 0.5, 0, "kd", "sp, β 3000")
     assert test.difference == pytest.approx(0.05 / 3) and test.family == 2
     assert results.against(("cnn", "sp, β 1000"), "kd").empty
+    scaled = [{**row, "scale_t2": row["method"] == "kd"} for row in rows]  # all the kd there is
+    test = versus(only(frame(scaled)), 0.5, 0, "kd", "sp, β 3000")
+    assert test.difference == pytest.approx(0.05 / 3) and test.family == 2
     held = [{**row, "val_size": 5000, "val_acc": row["test_acc"]} for row in rows]
     chosen = only(frame(held))  # validation's choices are the whole family
     assert versus(chosen, 0.5, 0, among, "sp, β 3000").family == 2
