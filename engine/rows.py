@@ -30,6 +30,7 @@ from utils import (
     acquired,
     brief,
     check_writable,
+    listed,
     save_checkpoint,
     say,
     write_atomic,
@@ -228,7 +229,8 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
         raise UserError(f"cannot read {path} ({brief(error)}): {advice}") from None
     if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):
         odd = sorted(set(rows) - set(COLUMNS) | set(FIRST) - set(rows)) or ["their order"]
-        raise UserError(f"{path} has not this version's columns ({', '.join(odd)}): {advice}")
+        odd = ["none separated by a comma"] if len(rows.columns) == 1 else odd
+        raise UserError(f"{path} has not this version's columns ({listed(odd)}): {advice}")
     rows = with_later(rows)
     if rows.run_id.isna().any() or rows.run_id.duplicated().any():
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")

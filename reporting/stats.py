@@ -14,7 +14,8 @@ CONFIDENCE = 0.95  # of every interval
 LEVEL = 0.05  # of every test
 
 # Degrees of freedom, at most, that other columns contribute to the variance of a difference: few
-# enough that a student alone of twice their variance is covered (tests/simulate_intervals.py).
+# enough that a student alone of twice their variance is covered to within a point or two
+# (tests/simulate_intervals.py, docs/evidence.md).
 PRIOR = 3
 
 

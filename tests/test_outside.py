@@ -212,13 +212,21 @@ def test_every_later_column_is_blank_or_the_references(place):
     assert settings & set(LATER) <= set(REFERENCE)
 
 
-@pytest.mark.parametrize("columns", [FIRST[1:], [*COLUMNS, "mood"], COLUMNS[::-1]])
-def test_a_csv_of_something_else_is_refused(place, capsys, columns):
+@pytest.mark.parametrize(
+    "columns, between, odd",
+    [
+        (FIRST[1:], ",", "run_id"),
+        ([*COLUMNS, "mood"], ",", "mood"),
+        (COLUMNS[::-1], ",", "their order"),
+        (COLUMNS, ";", "none separated by a comma"),  # as a spreadsheet saves it
+    ],
+)
+def test_a_csv_of_something_else_is_refused(place, capsys, columns, between, odd):
     path = csv_path(place / "out")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False).assign(mood="good")
-    frame[columns].to_csv(path, index=False)
+    frame[columns].to_csv(path, index=False, sep=between)
     assert run(train_student.main, place) == 2
-    assert "has not this version's columns" in one_line(capsys)
+    assert f"has not this version's columns ({odd})" in one_line(capsys)
 
 
 def test_no_row_is_written_that_could_not_be_read(place, capsys):
