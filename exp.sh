@@ -10,7 +10,7 @@
 #
 # The environment narrows or widens it:
 #   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
-#                                       is no grid
+#                                       is no grid, and with PAIRS the teachers alone
 #   EPOCHS                              of the teacher and the students
 #   T_MAX                               of the students with a cosine; the teacher stays as it is
 #   TEACHER                             a checkpoint, instead of training a teacher
@@ -30,7 +30,7 @@ caller=$PWD
 CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
 
-QUICK='' ABLATION='' RESNET_FLAGS=''
+QUICK='' ABLATION='' RESNET_FLAGS='' NARROW=''
 for option in "$@"; do
     case "$option" in
     -h | --help) head_of exp.sh ;;
@@ -55,7 +55,7 @@ STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
 : "${RECIPE:=reference}" "${PAIRS:=}"
 if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     if [ -n "$QUICK" ]; then
-        : "${PAIRS:=resnet14:resnet8}" "${EPOCHS:=4}" "${METHODS:=kd at kd+sp}" "${SEEDS:=0 1}"
+        : "${PAIRS:=resnet14:resnet8}" "${EPOCHS:=4}" "${METHODS:=kd at kd+sp}" "${SEEDS=0 1}"
         : "${TEACHER_FLAGS:= }"
     fi
     : "${DATASET:=${QUICK:+shapes}}" "${DATASET:=cifar100}"
@@ -70,6 +70,10 @@ if [ -n "$PAIRS" ]; then
     }
     for pair in $PAIRS; do
         case "$pair" in
+        torchvision:*:* | timm:*:* | *.py:*:*)
+            echo "error: $pair: a teacher from elsewhere is no part of PAIRS: train it with train_teacher.py, then TEACHER=its checkpoint PAIRS=teacher:resnet8" >&2
+            exit 2
+            ;;
         ?*:?*) ;;
         *)
             echo "error: $pair is no pair of PAIRS, as resnet56:resnet20: a teacher and its student" >&2
@@ -77,14 +81,15 @@ if [ -n "$PAIRS" ]; then
             ;;
         esac
     done
-    : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS:=0 1 2}"
+    : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS=0 1 2}"
 fi
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     [ "$RECIPE" = crd ] || FLAGS="--batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9 $FLAGS"
-    FLAGS="--train-size 1000 $FLAGS"
-    : "${TEACHER_FLAGS:=--width 16 --weight-decay 5e-4 $(cosine 20 $FLAGS)}"
+    [ "$DATASET" = folder ] || FLAGS="--train-size 1000 $FLAGS" # a folder has what it has
+    [ -n "$TEACHER_FLAGS" ] || NARROW="--width 16"
+    : "${TEACHER_FLAGS:=--weight-decay 5e-4 $(cosine 20 $FLAGS)}"
     RESNET_FLAGS="--student-width 8 --epochs 5 $(cosine 5 $FLAGS)"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${T_MAX:=200}"
@@ -156,9 +161,13 @@ resnet() { # alpha, T: a ResNet-18 student; with several GPUs on the next one, i
 for pair in $PAIRS; do
     if [ -z "$TEACHER" ]; then
         part "teacher ${pair%%:*}"
-        launch 1 train_teacher.py --model "${pair%%:*}" $FLAGS $TEACHER_FLAGS
+        case "$pair" in resnet18:* | cnn:*) width=$NARROW ;; *) width='' ;; esac # others have none to choose
+        launch 1 train_teacher.py --model "${pair%%:*}" $width $FLAGS $TEACHER_FLAGS
     fi
-    part "$pair: alone, $METHODS"
+    [ -n "$SEEDS" ] || continue
+    taught=$pair
+    [ -z "$TEACHER" ] || taught="${pair#*:} by $TEACHER"
+    part "$taught: alone, $METHODS"
     student "$RANKS" distill.py --teacher "${TEACHER:-${pair%%:*}}" --student "${pair#*:}" \
         --method $METHODS --alone --seed $SEEDS
 done
@@ -166,7 +175,7 @@ done
 
 if [ -z "$TEACHER" ] && [ -z "$PAIRS" ]; then
     part "teacher"
-    launch 1 train_teacher.py $FLAGS $TEACHER_FLAGS
+    launch 1 train_teacher.py $NARROW $FLAGS $TEACHER_FLAGS
 fi
 
 # The baselines are trained with the first grid: the student alone, and for each alpha the control.

@@ -70,7 +70,8 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--seed", type=COUNT_OR_NONE, nargs="+", default=[0],
         help="initial weights, order and augmentation; several: one after another")  # fmt: skip
     add = p.add_argument_group("where and how").add_argument
-    add("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one")
+    add("--device", default="auto",
+        help="cpu, cuda, mps, xpu, or auto: a CUDA GPU where there is one")  # fmt: skip
     add("--threads", type=THREADS, default=0, help="CPU threads; 0: torch's own choice")
     add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
     add("--eval-every", type=COUNT, default=1, metavar="N",
@@ -105,7 +106,8 @@ def add_weights(p: Parser) -> None:
     add = p.add_argument_group("weights from elsewhere").add_argument
     add("--weights", type=Path, metavar="FILE",
         help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
-        "under state_dict, model or net")  # fmt: skip
+        "under state_dict, model_state_dict, model or net; of the data's classes, in their "
+        "order")  # fmt: skip
     for what, kind in (("mean", SHARE), ("std", SPREAD)):
         add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
             help=f"the {what} of its images, of pixels from 0 to 1; unset: as "

@@ -2,7 +2,7 @@
 # Tests, the quick experiment and the benchmark on a GPU.
 #
 #   sh gpu.sh              into gpu-report/, or gpu-report-2/ and so on where that is taken
-#   sh gpu.sh FOLDER       into a new FOLDER
+#   sh gpu.sh FOLDER       into a new FOLDER, with either
 #   sh gpu.sh --reference  instead of the quick experiment, the reference's ResNet-18 rows on CIFAR-10
 #                          in DATA_DIR: the teacher of width 64, and both students and the ResNet-18
 #                          alone with the SEEDS (0 1 2); EPOCHS, DATASET and FLAGS as of exp.sh
@@ -23,17 +23,27 @@ case "${1:-}" in -h | --help) head_of gpu.sh ;; esac
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-REFERENCE=''
-[ "${1:-}" != --reference ] || { REFERENCE=1 && shift; }
-case "${1:-}" in -*)
-    echo "error: $1 is no option of gpu.sh, which has --reference" >&2
-    exit 2
-    ;;
-esac
-DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT=$(from_caller "${1:-}")
+REFERENCE='' folder=''
+for option in "$@"; do
+    case "$option" in
+    --reference) REFERENCE=1 ;;
+    -*)
+        echo "error: $option is no option of gpu.sh, which has --reference" >&2
+        exit 2
+        ;;
+    *)
+        [ -z "$folder" ] || {
+            echo "error: $folder and $option: one FOLDER at most" >&2
+            exit 2
+        }
+        folder=$option
+        ;;
+    esac
+done
+DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT=$(from_caller "$folder")
 : "${DATA_DIR:=data}" "${SEEDS:=0 1 2}" "${FLAGS:=}" "${LIMIT:=900}" "${OUT:=gpu-report}"
 export DATA_DIR FLAGS
-if [ $# -gt 0 ] && [ -e "$OUT" ]; then
+if [ -n "$folder" ] && [ -e "$OUT" ]; then
     echo "error: $OUT is there already: name a new folder" >&2
     exit 2
 fi
@@ -56,7 +66,7 @@ if not torch.cuda.is_available():
     sys.exit(f"error: torch sees no GPU here ({built}, driver {sys.argv[1]}), and gpu.sh is for one")
 gpu = torch.cuda.get_device_properties(0)
 print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {built}; driver {sys.argv[1]}")'
-case " $FLAGS " in
+case " $(echo $FLAGS | tr '=' ' ') " in
 *" --device cpu "*) machine="a rehearsal on the CPU" ;;
 *) machine=$("$PYTHON" -W ignore -c "$probe" "$driver") || exit 2 ;;
 esac

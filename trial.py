@@ -233,6 +233,11 @@ def meet_control(args: argparse.Namespace, here: pd.DataFrame) -> None:
         seed = sides.FINAL_SEEDS[-1]
         [one] = cells_for(args, "alone", [sides.config(alone, best)], [seed])
         args.teacher = args.out_dir / "checkpoints" / f"{run_id(one, settings_of(args))}.pt"
+        if not args.teacher.exists():
+            raise UserError(
+                f"kd-self learns from the best student alone, and {args.teacher} is gone: copy it "
+                "back, or train the finalists again (--stage final --sides alone --overwrite)"
+            )
         args.teacher_model = NAMED.get(args.student)
 
 
@@ -323,6 +328,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) != p.get_default(name):
             raise UserError(f"{flag(name)} is set by the trial: leave it out")
     check(args)
+    for _, width in args.plan or []:  # before anything is trained
+        flags.widths_of(args.student, width and [width])
     [args.width] = flags.widths_of(args.student, args.width and [args.width])
     return args
 

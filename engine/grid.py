@@ -32,6 +32,11 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     """
     ranks, device = parallel.start(args.device, args.threads)
     settings = settings_on(device, args)
+    if settings.schedule == "cosine" and settings.epochs > settings.t_max:
+        note(
+            f"the learning rate is 0 in epoch {settings.t_max + 1} and rises after it: "
+            f"--t-max {settings.epochs} makes it end at 0"
+        )
     for name in ("checkpoints", "runs"):
         check_writable(args.out_dir / name)
     with locked(csv_path(args.out_dir)):
@@ -181,6 +186,13 @@ def meet_teacher(
             raise UserError(
                 f"{path} was trained on other images: train it again with --overwrite, choose "
                 "another --out-dir, or name it with --teacher if you mean it"
+            )
+        held = teacher.settings.get("val_size")
+        alike = teacher.settings.get("dataset") == settings.dataset
+        if needed and alike and settings.val_size and held != settings.val_size:
+            note(
+                f"{path} has --val-size {held}: it may have learned from images that are held out "
+                "here, and the figures on those be too good"
             )
         return teacher
     except UserError:

@@ -53,7 +53,7 @@ def start(device: str, threads: int) -> tuple[Ranks, torch.device]:
         if chosen.type not in ("cpu", "cuda", accelerator()):
             raise RuntimeError("not supported here")
     except (RuntimeError, AssertionError, ImportError) as error:
-        problem = f"cannot use --device {device} ({brief(error)}): try cpu or cuda"
+        problem = f"cannot use --device {device} ({brief(error).split('. ')[0]}): try cpu or cuda"
         raise OwnError(f"{problem}, or fewer ranks" if local_rank else problem) from None
     prepare(chosen)
     if process_count() == 1:

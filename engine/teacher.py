@@ -3,7 +3,7 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ class Teacher:
     std: tuple[float, ...]
     amp: bool
     data: int = 0  # the fingerprint of the images it was trained on
+    settings: dict = field(default_factory=dict)  # that it was trained with
     folder: Path | None = None  # where its checkpoint lies
     layers: tuple[str, ...] = ()  # modules whose outputs are its stages; none: those found
     code: str = ""  # checksum of the file that a user's own network is in
@@ -117,6 +118,7 @@ def teacher_of(
         std=tuple(stored["std"]),
         amp=amp,
         data=stored["data"],
+        settings=stored["settings"] if isinstance(stored.get("settings"), dict) else {},
         folder=path.parent,
         layers=layers,
         code=own.code if own else "",

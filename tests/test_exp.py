@@ -357,6 +357,27 @@ def test_what_only_a_grid_has_is_no_part_of_a_table_of_pairs(exp, given):
     assert status == 0 and ran
 
 
+def test_quick_pairs_are_narrow_where_there_is_a_width(exp):
+    status, ran, _, _ = exp(1, "--quick", PAIRS="resnet14:resnet8 resnet18:cnn", **NO_GRID)
+    assert status == 0 and "--width" not in ran[0] and "--model resnet18 --width 16" in ran[2]
+
+
+def test_no_seeds_is_no_students(exp):
+    """An unset list has a default; an empty one is empty."""
+    for env in ({"PAIRS": "vgg13:vgg8"}, {"RECIPE": "crd", "PAIRS": "vgg13:vgg8"}):
+        status, ran, _, _ = exp(1, SEEDS="", **env, **NO_GRID)
+        assert status == 0
+        scripts = [line.split(": ", 1)[1].split()[0] for line in ran[-2:]]
+        assert scripts == ["train_teacher.py", "summarize.py"]
+
+
+def test_a_pair_is_named_by_the_teacher_it_has(exp):
+    status, _, _, err = exp(1, PAIRS="resnet18:resnet8", TEACHER="/t.pt", METHODS="kd", **NO_GRID)
+    assert status == 0 and "== resnet8 by /t.pt: alone, kd" in err
+    status, ran, _, err = exp(1, PAIRS="torchvision:resnet50:resnet8", **NO_GRID)
+    assert status == 2 and err.count("\n") == 1 and "a teacher from elsewhere" in err
+
+
 @pytest.mark.parametrize("pair", ["resnet56", "resnet56:", ":resnet20"])
 def test_a_pair_names_two_networks(exp, pair):
     status, ran, _, err = exp(1, PAIRS=f"vgg13:vgg8 {pair}", **NO_GRID)

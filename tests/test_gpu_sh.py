@@ -91,6 +91,22 @@ def test_without_a_gpu_there_is_one_line(checkout):
     assert not (checkout / "gpu-report").exists()
 
 
+def test_options_and_the_folder_in_any_order(checkout):
+    for order in (["--reference", "new"], ["new", "--reference"]):
+        gpu(checkout, "", *order)
+        assert "the reference's ResNet-18 rows" in (checkout / "new" / "REPORT.md").read_text()
+        shutil.rmtree(checkout / "new")
+    done = gpu(checkout, "", "one", "two")
+    assert done.returncode == 2 and "one FOLDER at most" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--device cpu", "--device=cpu"])
+def test_a_rehearsal_on_the_cpu(checkout, flag):
+    gpu(checkout, FLAGS=flag)
+    report = (checkout / "gpu-report" / "REPORT.md").read_text()
+    assert "a rehearsal on the CPU" in report and "Some GPU" not in report
+
+
 def test_an_option_that_is_none_is_no_folder(checkout):
     done = gpu(checkout, "", "--refrence")
     assert done.returncode == 2 and done.stderr.startswith("error: --refrence is no option")

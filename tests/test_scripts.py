@@ -157,6 +157,20 @@ def test_val_size_adds_its_columns(flags, tmp_path):
     assert row.train_size == 50 and 0 <= row.val_acc <= row.best_val_acc <= 1
 
 
+@pytest.mark.parametrize("held, said", [(10, True), (0, False)])
+def test_a_teacher_that_saw_what_is_held_out_is_named(flags, out, tmp_path, capsys, held, said):
+    [teacher] = (out / "checkpoints").glob("*.pt")
+    argv = [*flags, "--val-size", held, "--teacher", teacher, "--out-dir", tmp_path]
+    assert script(distill.main, *argv) == 0
+    assert ("has --val-size 0: it may have learned" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("t_max, said", [(1, True), (2, False)])
+def test_a_cosine_that_rises_again_is_named(flags, tmp_path, capsys, t_max, said):
+    assert script(train_student.main, *flags, "--t-max", t_max, "--out-dir", tmp_path) == 0
+    assert ("is 0 in epoch 2 and rises" in capsys.readouterr().err) == said
+
+
 def test_normalization_travels_with_the_teacher(flags, tmp_path):
     flags = [*flags, "--out-dir", tmp_path]
     data = ["--normalization", "data", "--width", 4]

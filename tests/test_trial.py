@@ -285,6 +285,10 @@ def test_the_stages_one_after_another_and_the_controls(small, capsys):
         "kd-shuffled": True, "kd-random": False, "kd-self": False
     }  # fmt: skip
     assert taught.teacher.first()["kd-self"].startswith("cnnw4-s2")
+    capsys.readouterr()
+    (out / "checkpoints" / f"{taught.teacher.first()['kd-self']}.pt").unlink()
+    assert script(trial.main, "--stage", "widen", *flags, "--sides", "kd-self") == 2
+    assert "the best student alone, and " in capsys.readouterr().err
     assert script(trial.main, "--report", "--out-dir", out, "--tries", 8, "--fresh", 2) == 0
     said = capsys.readouterr().out
     assert "\n- **40 images, cnn (width 4)**: " in said and "over 2 fresh seeds" in said
@@ -463,3 +467,9 @@ def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     assert f"2 places, 3 sides: at least {2 * (runs + 24):,} runs, " in first
     assert f"{2 * (runs + 36) * long:,} steps, about {(runs + 36) * long / 3600:.1f} hours" in first
     assert second.startswith("Within an hour") and "SIZES=40 WIDTHS= TRIES=" in second
+
+
+def test_a_width_is_refused_with_the_plan(small, capsys):
+    flags, _ = small
+    assert script(trial.main, *flags, "--student", "resnet8", "--plan", "40:", "40:4") == 2
+    assert "resnet8 has no width to choose" in capsys.readouterr().err
