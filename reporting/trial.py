@@ -47,7 +47,8 @@ class Trial:
     side and place).
     `tests`: images, width, side, against, draws, n (draws, or seeds of a lone one), difference,
     half (of the 95 % interval over those), p, p_holm, sign (1 above, -1 below, 0 not significant),
-    and p_small: that the difference is within MARGIN; both corrected over all of whole places.
+    and p_small: that the difference is within MARGIN; both corrected over whole places, those of
+    `question` among themselves and all others among themselves.
     `sampled`: 1.96 standard errors of the difference over the `test_images` (NaN: not known).
     `lengths`, by place: `epochs`, `steps`, and `moved`, the gain of the student alone by twice as
     many (NaN: not tried).
@@ -228,10 +229,20 @@ def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame
             test |= sampling(runs.loc[both.index, list(pair)], right)
             found.append(dict(zip(columns, [*place, *pair, draws], strict=False)) | test)
     tests = pd.DataFrame(found, columns=columns)
-    tests["p_holm"] = stats.holm(tests.p)
-    tests["p_small"] = stats.holm(tests.p_small)
+    asked = question(tests)
+    for family in (asked, ~asked):
+        for corrected, p in (("p_holm", tests.p), ("p_small", tests.p_small)):
+            tests.loc[family, corrected] = stats.holm(p[family])
     significant = tests.p_holm <= stats.LEVEL
     return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
+
+
+def question(tests: pd.DataFrame) -> pd.Series:
+    """Which of Trial.tests are the page's question, what kd gains over the student alone.
+
+    Two families, so that one more control or method takes nothing from the answer.
+    """
+    return (tests.side == "kd") & (tests.against == "alone")
 
 
 def contrast(values: pd.DataFrame, pair: tuple[str, str]) -> dict[str, float]:

@@ -41,7 +41,6 @@ def page(trial: Trial) -> dict:
         "several_draws": bool((trial.tests.draws > 1).any()),
         "one_draw": bool((trial.tests.draws == 1).any()),
         "sampled": bool(trial.tests.sampled.notna().any()),
-        "family": int(trial.tests.p.notna().sum()),
         "unfinished": unfinished(trial),
         "fewer": fewer(trial),
         "choices": choices(trial),

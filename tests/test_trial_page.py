@@ -57,6 +57,19 @@ def test_known_gains_come_out_and_bold_is_what_holds(golden):
     assert bold == (found.tests.sign != 0).sum() > 0
 
 
+def test_one_more_side_takes_nothing_from_the_answer(golden):
+    found = read(golden).tests
+    kd = (found.side == "kd") & (found.against == "alone")
+    further = ~found.side.isin(sides.MAIN) | ~found.against.isin(sides.MAIN)
+    assert kd.sum() > 1 and further.any()
+    for family in (kd, ~kd):
+        assert found.p_holm[family].tolist() == pytest.approx(stats.holm(found.p[family]))
+    fewer = read([row for row in golden if row["answers"] not in sides.CONTROLS.values()]).tests
+    assert len(fewer) == (~further).sum()
+    same = (fewer.side == "kd") & (fewer.against == "alone")
+    assert fewer.p_holm[same].tolist() == found.p_holm[kd].tolist()
+
+
 def test_a_method_meets_label_smoothing_and_kd_its_controls():
     rows = [row for side in (*sides.MAIN, "sp", "kd-random")
             for row in one_side(side, 500, 16, 0.32 if side == "kd" else 0.3)]  # fmt: skip
