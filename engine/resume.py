@@ -230,8 +230,9 @@ class Unfinished:
 
     def finished(self) -> None:
         """All rows are written: remove the saved states."""
-        for folder in (self.folder, *self.spent):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.spent:
+            remove(folder)
 
     def basis(self) -> dict:
         """All that the bits depend on and a run id does not have."""
@@ -273,7 +274,11 @@ def folder_of(group: list[Cell], run: Run) -> Path:
 
 def clear(group: list[Cell], run: Run) -> None:
     """Remove what a kill after the rows were written has left, unless another process has it."""
-    folder = folder_of(group, run)
+    remove(folder_of(group, run))
+
+
+def remove(folder: Path) -> None:
+    """Remove a group's saved state, unless another process has it."""
     if folder.exists():
         with contextlib.suppress(UserError), claim(folder):
             shutil.rmtree(folder, ignore_errors=True)
