@@ -124,7 +124,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises UserError if the folder cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{own()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -157,15 +157,22 @@ def acquired(lock: Path, timeout: float = -1) -> contextlib.AbstractContextManag
 
 def check_writable(folder: Path) -> None:
     """Make the folder and check that it can be written, before hours of training. UserError."""
-    probe = folder / f".writable.{os.getpid()}"
+    probe = folder / f".writable.{own()}"
     write_atomic(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
+
+
+def own() -> str:
+    """Part of a file's name that no other process has: in containers many have the same number."""
+    return f"{os.getpid()}.{os.urandom(4).hex()}"
 
 
 # ---------------------------------------------------------------- checkpoints
 
 
 CHECKPOINT = {"run_id": str, "model": str, "width": int, "classes": int, "mean": list, "std": list}
+TEACHES = ("model", "width", "classes", "class_names", "image_size", "mean", "std")
+WEIGHTS = "weights"  # known_by of a checkpoint that is known by TEACHES and them, not as a file
 OLD_SIZE = 32  # pixels a side, where a checkpoint of an older version does not say
 CHECKPOINT |= {"cell": dict, "data": int, "state": dict}
 SAFE_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)  # a file's name, from an untrusted file
@@ -180,10 +187,11 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint onto the CPU; `sha` is added: the first 12 hex digits of its SHA-256.
+    """Read a checkpoint onto the CPU; `sha` is added: the first 12 hex digits of a SHA-256.
 
-    An older one's `image_size` is filled in. Raises UserError if it is missing, truncated or not a
-    checkpoint of this project.
+    It is that of the weights, so that one trained again to the same ones is the same teacher; of
+    the file where an older version wrote it. An older one's `image_size` is filled in. Raises
+    UserError if it is missing, truncated or not a checkpoint of this project.
     """
     try:
         raw = path.read_bytes()
@@ -203,7 +211,19 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path} is not a checkpoint of this project (docs/columns.md): {wrong}")
     content["sha"] = hashlib.sha256(raw).hexdigest()[:12]
     content.setdefault("image_size", OLD_SIZE)
+    if content.get("known_by") == WEIGHTS:
+        with contextlib.suppress(Exception):  # not tensors: whoever builds the network says so
+            content["sha"] = weights_sha(content)
     return content
+
+
+def weights_sha(content: dict) -> str:
+    """The first 12 hex digits of the SHA-256 of what a checkpoint's network computes with."""
+    found = hashlib.sha256(repr([content.get(name) for name in TEACHES]).encode())
+    for name, value in content["state"].items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def what_is_wrong(content: object) -> str | None:

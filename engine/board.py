@@ -74,6 +74,10 @@ class Curves:
             hparams.hparams_pb(entry(cell, beta), f"{folder.name}, {folder.parent.name}"),
         ):
             self.writer.file_writer.add_summary(summary)
+        if not old:  # of a shorter run, whose curves are in a folder of their own
+            self.best = 0.0
+            for epoch, record in enumerate(history, 1):
+                self.write(epoch, record)
 
     def write(self, epoch: int, record: dict[str, float]) -> None:
         """One epoch's scalars; epochs count from 1."""

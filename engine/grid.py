@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from engine import parallel
 from engine.cells import Cell, Settings, data_suffix, every_setting, run_id, spaced
 from engine.loop import train
-from engine.resume import Keeper, Run, clear
+from engine.resume import Keeper, Run, clear, folder_of
 from engine.rows import best_path, csv_path, locked, machine, read_rows
 from engine.sheet import AUTO_BYTES, open_sheet
 from engine.steps import steps_in
@@ -32,11 +33,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     """
     ranks, device = parallel.start(args.device, args.threads)
     settings = settings_on(device, args)
-    if settings.schedule == "cosine" and settings.epochs > settings.t_max:
-        note(
-            f"the learning rate is 0 in epoch {settings.t_max + 1} and rises after it: "
-            f"--t-max {settings.epochs} makes it end at 0"
-        )
+    for line in surprises(settings):
+        note(line)
     for name in ("checkpoints", "runs"):
         check_writable(args.out_dir / name)
     with locked(csv_path(args.out_dir)):
@@ -47,6 +45,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()  # only now, so that what loading freed is returned
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
+    before = set(read_rows(csv_path(args.out_dir)).run_id)
     pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
@@ -54,6 +53,12 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     wanted = set(pending)  # in a list, looking 10,000 cells up takes minutes
     parts = [(group, [cell for cell in group if cell in wanted]) for group in grouped(cells)]
     todo = [(group, mine) for group, mine in parts if mine]
+
+    def left(mine: list[Cell]) -> list[Cell]:
+        """Those that no other command has finished since."""
+        there = () if args.overwrite else set(read_rows(csv_path(args.out_dir)).run_id) - before
+        return [cell for cell in mine if run_id(cell, settings) not in there]
+
     sizes = [len(mine) for _, mine in todo]
     dealt = deals_groups(sizes, ranks.world)
     if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
@@ -74,12 +79,32 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
         if ranks.lead and not mine:
             clear(group, run)
     if dealt:
-        complaints = train_apart(todo[ranks.rank :: ranks.world], run)
+        complaints = train_apart(todo[ranks.rank :: ranks.world], run, left)
     else:
-        complaints = [line for group, mine in todo for line in train(group, mine, run)]
+        complaints = []
+        for group, mine in todo:
+            if mine := parallel.from_lead(ranks, left(mine)):
+                complaints += train(group, mine, run)
     parallel.stop()
     if complaints:
         raise Diverged(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
+
+
+def surprises(settings: Settings) -> list[str]:
+    """What a schedule does that few mean, in words."""
+    epochs, lines = settings.epochs, []
+    if settings.schedule == "cosine" and epochs > settings.t_max:
+        lines.append(
+            f"the learning rate is 0 in epoch {settings.t_max + 1} and rises after it: "
+            f"--t-max {epochs} makes it end at 0"
+        )
+    if settings.schedule == "step" and int(settings.milestones.split()[0]) >= epochs > 0:
+        lines.append(
+            f"the first of --milestones is beyond the {epochs} epochs: nothing is annealed"
+        )
+    if settings.warmup >= epochs > 0:
+        lines.append(f"--warmup {settings.warmup} is no shorter than the {epochs} epochs")
+    return lines
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -118,15 +143,18 @@ def deals_groups(sizes: list[int], world: int) -> bool:
     return apart < sum(-(-size // world) for size in sizes)
 
 
-def train_apart(todo: list[tuple[list[Cell], list[Cell]]], run: Run) -> list[str]:
-    """`train` this rank's own groups; the complaints of all ranks.
+def train_apart(
+    todo: list[tuple[list[Cell], list[Cell]]], run: Run, left: Callable[[list[Cell]], list[Cell]]
+) -> list[str]:
+    """`train` what is left of this rank's own groups; the complaints of all ranks.
 
     Raises UserError, on all of them, where one had to stop; the others end what is theirs first.
     """
     alone, found, error = dataclasses.replace(run, ranks=parallel.Ranks(apart=True)), [], ""
     try:
         for group, mine in todo:
-            found += train(group, mine, alone)
+            if mine := left(mine):
+                found += train(group, mine, alone)
     except UserError as problem:
         error = str(problem)
     try:
@@ -278,12 +306,13 @@ def pending_cells(
     rows = read_rows(csv_path(args.out_dir)).set_index("run_id")
     if args.overwrite:
         return cells
-    pending = []
+    pending, where = [], (settings, args.out_dir)
     for cell in cells:
         name = run_id(cell, settings)
         path = args.out_dir / "checkpoints" / f"{name}.pt"
         if name not in rows.index:
-            if cell.teaches and path.exists() and not [*path.parent.glob("unfinished/*/*.state")]:
+            # Without a trace of this very run it came from elsewhere: nothing may overwrite it.
+            if cell.teaches and path.exists() and not folder_of([cell], *where).exists():
                 raise UserError(
                     f"{path} has no row in {csv_path(args.out_dir)}: name it with --teacher, move "
                     "it away, or --overwrite"

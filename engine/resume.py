@@ -103,7 +103,7 @@ class Unfinished:
     """
 
     def __init__(self, group: list[Cell], trainees: list[Trainee], run: Run):
-        self.folder = folder_of(group, run)
+        self.folder = folder_of(group, run.settings, run.out_dir)
         self.trainees, self.run = trainees, run
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
@@ -265,16 +265,16 @@ def lacks_best(state: dict) -> bool:
     return state.get("best") is None and any("test_acc" in record for record in state["history"])
 
 
-def folder_of(group: list[Cell], run: Run) -> Path:
+def folder_of(group: list[Cell], settings: Settings, out_dir: Path) -> Path:
     """Where a group's state is saved: named by its cells, so that the same command finds it."""
-    ids = sorted(run_id(cell, run.settings) for cell in group)
+    ids = sorted(run_id(cell, settings) for cell in group)
     name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
-    return run.out_dir / "checkpoints" / "unfinished" / name
+    return out_dir / "checkpoints" / "unfinished" / name
 
 
 def clear(group: list[Cell], run: Run) -> None:
     """Remove what a kill after the rows were written has left, unless another process has it."""
-    remove(folder_of(group, run))
+    remove(folder_of(group, run.settings, run.out_dir))
 
 
 def remove(folder: Path) -> None:

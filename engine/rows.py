@@ -26,6 +26,7 @@ from engine.trainee import Trainee
 from models import code_of, parameter_count
 from utils import (
     ROOT,
+    WEIGHTS,
     UserError,
     acquired,
     brief,
@@ -36,6 +37,8 @@ from utils import (
     write_atomic,
 )
 
+# pandas 2 by default reads some numbers of 16 digits as their neighbours.
+EXACT = {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 ROLES = ("teacher", "student", "distill")
 FIRST = (
     ["run_id", "role", "model", "teacher", "method", "alpha", "temperature", "scale_t2", "seed"]
@@ -189,6 +192,7 @@ def checkpoint_of(trainee: Trainee, run: Run, basis: dict) -> dict:
         "settings": asdict(run.settings),
         "cell": asdict(cell),
         "state": state.pop("model"),
+        "known_by": WEIGHTS,
         "regressor": state.pop("regressor"),
         "progress": state,
         "basis": basis,
@@ -224,7 +228,7 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
     """A CSV's rows, from the file itself or from what is to become it. Raises UserError."""
     advice = "mend it, move it away, or choose another --out-dir"
     try:
-        rows = pd.read_csv(source, dtype=dict.fromkeys(TEXT, str))
+        rows = pd.read_csv(source, dtype=dict.fromkeys(TEXT, str), **EXACT)
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise UserError(f"cannot read {path} ({brief(error)}): {advice}") from None
     if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):
@@ -236,7 +240,8 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
     if not rows.role.isin(ROLES).all():
         raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
-    numbers = ("seed", "alpha", "temperature", "test_acc", "best_test_acc", "epochs", "seconds")
+    numbers = ("seed", "alpha", "temperature", "test_acc", "best_test_acc", "seconds")
+    numbers += tuple(name for name in SETTINGS if type(REFERENCE[name]) in (int, float))
     for name in (*numbers, "data", "test_data"):
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise UserError(f"{path} has something that is no number under {name}: {advice}")

@@ -56,6 +56,15 @@ def test_names_in_a_protocols_folder_say_what_differs(tmp_path):
         assert curves_folder(tmp_path, cell, settings) == tmp_path / "runs" / folder
 
 
+def test_a_longer_run_shows_the_epochs_of_the_shorter_one(tmp_path):
+    """Their curves are in a folder of their own."""
+    curves = Curves(tmp_path, ALONE, TINY, None, [{"test_acc": 0.5}, {"test_acc": 0.4}])
+    curves.write(3, {"test_acc": 0.3})
+    folder = curves_folder(tmp_path, ALONE, TINY)
+    assert curve(folder) == [(1, 0.5), (2, 0.4), (3, 0.3)]
+    assert curve(folder, "acc/best_test") == [(1, 0.5), (2, 0.5), (3, 0.5)]
+
+
 def test_curves_go_on_after_a_kill_and_are_not_doubled(tmp_path):
     """The state that a killed run goes on from may be epochs behind its curves."""
 

@@ -199,7 +199,7 @@ def test_threads_are_part_of_a_run_on_the_cpu_only(make_run, monkeypatch):
 
 def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
     run = make_run("out")
-    folder = folder_of(GRID, run)
+    folder = folder_of(GRID, run.settings, run.out_dir)
     with claim(folder):
         clear(GRID, run)
         assert folder.exists()
@@ -209,7 +209,10 @@ def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
 
 def test_two_at_once_are_refused(make_run):
     run = make_run("out")
-    with claim(folder_of(GRID, run)), pytest.raises(UserError, match="another process"):
+    with (
+        claim(folder_of(GRID, run.settings, run.out_dir)),
+        pytest.raises(UserError, match="another process"),
+    ):
         train(GRID, GRID, run)
     assert len(train_all(GRID, run)) == len(GRID)
 

@@ -74,14 +74,14 @@ def test_a_command_that_only_looks_does_not_stop_the_one_whose_cells_these_are(m
     looks = threading.Event()
 
     def look():
-        with claim(folder_of(GRID[:1], run)):
+        with claim(folder_of(GRID[:1], run.settings, run.out_dir)):
             looks.set()
             time.sleep(0.3)
 
     threading.Thread(target=look).start()
     looks.wait()
     with Unfinished(GRID[:1], [], run).claimed(), pytest.raises(UserError, match="another process"):
-        claim(folder_of(GRID[:1], run))
+        claim(folder_of(GRID[:1], run.settings, run.out_dir))
 
 
 def test_what_cannot_be_gone_on_with_is_said(make_run, steps, capfd):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import ROOT, Countdown, make_images, script, train_all
 from torch import nn
 
 import distill
+import engine.grid
 import models
 import summarize
 import train_student
@@ -23,7 +25,7 @@ from engine.cells import REFERENCE, Cell, Settings
 from engine.loop import train
 from engine.rows import COLUMNS, FIRST, LATER, csv_path, read_rows, write_rows
 from engine.trainee import draws
-from utils import LARGEST, Interrupted, UserError
+from utils import LARGEST, Interrupted, UserError, check_writable, load_checkpoint
 
 FLAGS = "--dataset folder --epochs 1 --batch-size 16 --lr 0.01 --device cpu --threads 1".split()
 
@@ -145,7 +147,80 @@ def test_somebodys_own_teacher_is_not_written_over(place, capsys):
     before = path.read_bytes()
     assert run(train_teacher.main, place, "--width", 4) == 2
     assert "has no row" in one_line(capsys) and path.read_bytes() == before
+    other = path.parent / "unfinished" / "0123456789ab"  # some other command's
+    other.mkdir(parents=True)
+    (other / "rank0.state").write_bytes(b"")
+    assert run(train_teacher.main, place, "--width", 4) == 2
+    assert "has no row" in one_line(capsys) and path.read_bytes() == before
     assert run(train_teacher.main, place, "--width", 4, "--overwrite") == 0
+
+
+def test_a_kill_between_a_teachers_checkpoint_and_its_row(place, monkeypatch):
+    """The same command goes on: the run's own folder is still there."""
+    csv_path(place / "out").unlink()
+    teacher_of(place).unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.rows.write_rows", killed)
+        assert run(train_teacher.main, place, "--width", 4) == 130
+    assert teacher_of(place).exists()
+    assert run(train_teacher.main, place, "--width", 4) == 0
+    assert len(read_rows(csv_path(place / "out"))) == 1
+
+
+def test_a_teacher_is_known_by_its_weights(place):
+    """Trained again to the same ones, the file is another and its students are still its."""
+    path = teacher_of(place)
+    assert run(distill.main, place) == 0
+    before, known = path.read_bytes(), load_checkpoint(path)["sha"]
+    assert run(train_teacher.main, place, "--width", 4, "--keep", "best") == 0
+    assert path.read_bytes() != before and load_checkpoint(path)["sha"] == known
+    assert run(distill.main, place) == 0
+    content = torch.load(path, weights_only=True)
+    content["state"]["head.bias"][0] += 1e-6
+    torch.save(content, path)
+    assert load_checkpoint(path)["sha"] != known
+
+
+def test_what_another_command_has_finished_meanwhile_is_not_trained_again(place, monkeypatch):
+    trained = []
+
+    def first(group, *more, real=engine.grid.train):
+        found = real(group, *more)
+        trained.append(group[0].seed)
+        if trained == [0]:  # now the other command
+            assert run(train_student.main, place, "--seed", 1) == 0
+        return found
+
+    monkeypatch.setattr("engine.grid.train", first)
+    assert run(train_student.main, place, "--seed", 0, 1, 2) == 0
+    assert trained == [0, 1, 2]
+
+
+def test_processes_with_the_same_number_do_not_meet(tmp_path, monkeypatch):
+    """As in containers."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(check_writable, tmp_path) for _ in range(400)]:
+            done.result()
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_digits_of_a_number_are_kept(place, capsys):
+    for _ in range(2):
+        assert run(train_student.main, place, "--lr", 0.10760132314343228) == 0
+    assert "1 of 1 runs" in capsys.readouterr().out
+
+
+def test_what_is_no_number_in_the_csv_is_named(place, capsys):
+    path = csv_path(place / "out")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame.assign(lr="0,01").to_csv(path, index=False)
+    assert run(train_student.main, place) == 2
+    assert "no number under lr" in one_line(capsys)
 
 
 # ---------------------------------------------------------------- images that change

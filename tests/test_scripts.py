@@ -17,6 +17,7 @@ import summarize
 import train_student
 import train_teacher
 from engine.cells import OPTIMISER, SETTINGS, Settings
+from engine.grid import surprises
 from engine.rows import COLUMNS, read_rows
 from reporting.rows import PROTOCOL
 
@@ -165,10 +166,21 @@ def test_a_teacher_that_saw_what_is_held_out_is_named(flags, out, tmp_path, caps
     assert ("has --val-size 0: it may have learned" in capsys.readouterr().err) == said
 
 
-@pytest.mark.parametrize("t_max, said", [(1, True), (2, False)])
-def test_a_cosine_that_rises_again_is_named(flags, tmp_path, capsys, t_max, said):
-    assert script(train_student.main, *flags, "--t-max", t_max, "--out-dir", tmp_path) == 0
-    assert ("is 0 in epoch 2 and rises" in capsys.readouterr().err) == said
+def test_what_few_mean_by_a_schedule_is_named():
+    step = {"schedule": "step", "epochs": 9}
+    for settings, says in (
+        (Settings(epochs=9, t_max=8), "is 0 in epoch 9 and rises"),
+        (Settings(milestones="9", **step), "beyond the 9 epochs"),
+        (Settings(epochs=9, t_max=9, warmup=9), "--warmup 9"),
+    ):
+        [line] = surprises(settings)
+        assert says in line
+    for fine in (
+        Settings(),
+        Settings(epochs=9, t_max=9, warmup=8),
+        Settings(milestones="8", **step),
+    ):
+        assert surprises(fine) == []
 
 
 def test_normalization_travels_with_the_teacher(flags, tmp_path):
