@@ -83,7 +83,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     else:
         complaints = []
         for group, mine in todo:
-            if mine := parallel.from_lead(ranks, left(mine)):
+            mine = parallel.lead_first(ranks, functools.partial(left, mine))
+            if mine := parallel.from_lead(ranks, mine):
                 complaints += train(group, mine, run)
     parallel.stop()
     if complaints:
