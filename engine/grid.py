@@ -45,7 +45,6 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()  # only now, so that what loading freed is returned
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
-    before = set(read_rows(csv_path(args.out_dir)).run_id)
     pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
@@ -56,8 +55,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
 
     def left(mine: list[Cell]) -> list[Cell]:
         """Those that no other command has finished since."""
-        there = () if args.overwrite else set(read_rows(csv_path(args.out_dir)).run_id) - before
-        return [cell for cell in mine if run_id(cell, settings) not in there]
+        return pending_cells(mine, settings, args, sha, data)
 
     sizes = [len(mine) for _, mine in todo]
     dealt = deals_groups(sizes, ranks.world)
@@ -94,7 +92,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
 def surprises(settings: Settings) -> list[str]:
     """What a schedule does that few mean, in words."""
     epochs, lines = settings.epochs, []
-    if settings.schedule == "cosine" and epochs > settings.t_max:
+    if settings.schedule == "cosine" and epochs > settings.t_max + 1:
         lines.append(
             f"the learning rate is 0 in epoch {settings.t_max + 1} and rises after it: "
             f"--t-max {epochs} makes it end at 0"

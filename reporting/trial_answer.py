@@ -243,8 +243,9 @@ def at_the_same_rates(trial: Trial, place: tuple) -> pd.Series:
         for side in ("alone", "kd")
     )
     alone = alone.reindex(kd.index)
-    order = (-(kd + alone).val_acc).argsort(kind="stable")
-    return (kd - alone).test_acc.iloc[order].dropna()
+    gaps = (kd - alone).test_acc.to_numpy()
+    order = np.argsort(-(kd + alone).val_acc.to_numpy(), kind="stable")  # NaN last
+    return pd.Series(gaps[order]).dropna()
 
 
 def ranged(values: Iterable[float]) -> str:

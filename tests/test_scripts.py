@@ -169,7 +169,7 @@ def test_a_teacher_that_saw_what_is_held_out_is_named(flags, out, tmp_path, caps
 def test_what_few_mean_by_a_schedule_is_named():
     step = {"schedule": "step", "epochs": 9}
     for settings, says in (
-        (Settings(epochs=9, t_max=8), "is 0 in epoch 9 and rises"),
+        (Settings(epochs=9, t_max=7), "is 0 in epoch 8 and rises"),
         (Settings(milestones="9", **step), "beyond the 9 epochs"),
         (Settings(epochs=9, t_max=9, warmup=9), "--warmup 9"),
     ):
