@@ -19,13 +19,13 @@ set -eu
 caller=$PWD
 CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
-case "${1:-}" in -h | --help) head_of gpu.sh ;; esac
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 REFERENCE='' folder=''
 for option in "$@"; do
     case "$option" in
+    -h | --help) head_of gpu.sh ;;
     --reference) REFERENCE=1 ;;
     -*)
         echo "error: $option is no option of gpu.sh, which has --reference" >&2
@@ -66,7 +66,7 @@ if not torch.cuda.is_available():
     sys.exit(f"error: torch sees no GPU here ({built}, driver {sys.argv[1]}), and gpu.sh is for one")
 gpu = torch.cuda.get_device_properties(0)
 print(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {built}; driver {sys.argv[1]}")'
-case " $(echo $FLAGS | tr '=' ' ') " in
+case $(words_of "$FLAGS") in
 *" --device cpu "*) machine="a rehearsal on the CPU" ;;
 *) machine=$("$PYTHON" -W ignore -c "$probe" "$driver") || exit 2 ;;
 esac

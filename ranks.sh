@@ -11,7 +11,7 @@ esac
 THREADS=''
 # Count the GPUs that torch can use: it may be too new for the driver.
 count='import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)'
-case " $(echo $FLAGS | tr '=' ' ') " in
+case $(words_of "$FLAGS") in
 *" --device cpu "*) GPUS=0 ;;
 *" --device cuda:"* | *" --device mps "*) GPUS=1 ;;
 *)

@@ -11,6 +11,11 @@ head_of() { # a script: prints its first comment, its help
     exit 0
 }
 
+words_of() { # flags: each a word between spaces, --flag=value as two
+    # shellcheck disable=SC2086
+    printf ' %s ' "$(echo $1 | tr '=' ' ')"
+}
+
 from_caller() { # a path, made absolute by the caller's folder; '' stays ''
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }

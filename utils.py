@@ -124,7 +124,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises UserError if the folder cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".{path.name}.{own()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -157,12 +157,12 @@ def acquired(lock: Path, timeout: float = -1) -> contextlib.AbstractContextManag
 
 def check_writable(folder: Path) -> None:
     """Make the folder and check that it can be written, before hours of training. UserError."""
-    probe = folder / f".writable.{own()}"
+    probe = folder / f".writable.{unique()}"
     write_atomic(probe, b"")
     probe.unlink(missing_ok=True)
 
 
-def own() -> str:
+def unique() -> str:
     """Part of a file's name that no other process has: in containers many have the same number."""
     return f"{os.getpid()}.{os.urandom(4).hex()}"
 

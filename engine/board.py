@@ -65,7 +65,7 @@ class Curves:
         older = out_dir / "runs" / run_id(cell, settings)
         old = [*folder.glob("events.out.*"), *older.glob("events.out.*")]
         self.old = [] if history else old
-        self.best = max((r["test_acc"] for r in history if "test_acc" in r), default=0.0)
+        self.best = 0.0
         # purge_step hides what a killed try wrote of later epochs.
         self.writer = SummaryWriter(str(folder), purge_step=len(history) + 1)
         for summary in (
@@ -74,8 +74,9 @@ class Curves:
             hparams.hparams_pb(entry(cell, beta), f"{folder.name}, {folder.parent.name}"),
         ):
             self.writer.file_writer.add_summary(summary)
-        if not old:  # of a shorter run, whose curves are in a folder of their own
-            self.best = 0.0
+        if old:
+            self.best = max((r["test_acc"] for r in history if "test_acc" in r), default=0.0)
+        else:  # of a shorter run, whose curves are in a folder of their own
             for epoch, record in enumerate(history, 1):
                 self.write(epoch, record)
 

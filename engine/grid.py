@@ -45,18 +45,14 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     parallel.keep_freed_memory()  # only now, so that what loading freed is returned
     teacher = meet_teacher(args, settings, data, device, taught)
     sha = teacher.sha if teacher and taught else None
-    pending = parallel.from_lead(ranks, pending_cells(cells, settings, args, sha, data))
+    left = functools.partial(pending_cells, settings=settings, args=args, sha=sha, data=data)
+    pending = parallel.by_lead(ranks, lambda: left(cells))
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
     wanted = set(pending)  # in a list, looking 10,000 cells up takes minutes
     parts = [(group, [cell for cell in group if cell in wanted]) for group in grouped(cells)]
     todo = [(group, mine) for group, mine in parts if mine]
-
-    def left(mine: list[Cell]) -> list[Cell]:
-        """Those that no other command has finished since."""
-        return pending_cells(mine, settings, args, sha, data)
-
     sizes = [len(mine) for _, mine in todo]
     dealt = deals_groups(sizes, ranks.world)
     if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
@@ -81,8 +77,8 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     else:
         complaints = []
         for group, mine in todo:
-            mine = parallel.lead_first(ranks, functools.partial(left, mine))
-            if mine := parallel.from_lead(ranks, mine):
+            # Another command may have finished some since.
+            if mine := parallel.by_lead(ranks, functools.partial(left, mine)):
                 complaints += train(group, mine, run)
     parallel.stop()
     if complaints:

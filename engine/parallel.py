@@ -135,6 +135,11 @@ def agreed(ranks: Ranks, work: Callable[[], Any]) -> Any:
     return result
 
 
+def by_lead(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """What `work` gives on the lead, on every rank. Raises UserError as lead_first."""
+    return from_lead(ranks, lead_first(ranks, work))
+
+
 def from_lead(ranks: Ranks, item: Any) -> Any:
     """The lead's `item`, on every rank: a broadcast."""
     return all_gather(ranks, item if ranks.lead else None)[0]

@@ -25,7 +25,7 @@ from engine.parallel import Ranks, all_gather, from_lead
 from engine.teacher import CHUNK, Teacher, chunk_size
 from images.sources import Data
 from images.views import Split, Views, gather
-from utils import OwnError, note
+from utils import OwnError, note, unique
 
 FORM = 1  # of the file and its logits: raise it when a change in the code changes either
 # The number of views grows with the square of the image's size, and few then come up twice. A sheet
@@ -105,7 +105,7 @@ def create(path: Path, header: bytes, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise OSError(0, f"it may grow to {size / 1e6:,.2f} MB, and {free / 1e6:,.2f} MB are free")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(header)

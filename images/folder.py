@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import OwnError, UserError, brief, listed, note
+from utils import OwnError, UserError, brief, listed, note, unique
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split: uint8 [N, S, S, 3], int64 [N]
 # Formats that are decoded. Not all that Pillow knows: EPS starts Ghostscript.
@@ -282,7 +282,7 @@ def write_cache(cache: Path, key: str, arrays: Arrays) -> None:
     """Cache what was decoded; a line where that fails."""
     named = {f"{name}_images": images for name, (images, _) in arrays.items()}
     named |= {f"{name}_labels": labels for name, (_, labels) in arrays.items()}
-    temporary = cache.with_name(f"{cache.stem}.{os.getpid()}.npz")
+    temporary = cache.with_name(f"{cache.stem}.{unique()}.npz")
     try:
         np.savez(temporary, key=json.dumps(key), **named)
         temporary.replace(cache)
