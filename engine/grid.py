@@ -17,7 +17,7 @@ from engine.cells import Cell, Settings, data_suffix, every_setting, run_id, spa
 from engine.loop import train
 from engine.resume import Keeper, Run, clear, folder_of
 from engine.rows import best_path, csv_path, locked, machine, read_rows
-from engine.sheet import AUTO_BYTES, open_sheet
+from engine.sheet import AUTO_BYTES, Sheet, open_sheet
 from engine.steps import steps_in
 from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
@@ -50,39 +50,27 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if ranks.lead and len(pending) < len(cells):
         done = len(cells) - len(pending)
         say(f"{done} of {len(cells)} runs are in {csv_path(args.out_dir)} already: skipped")
-    wanted = set(pending)  # in a list, looking 10,000 cells up takes minutes
-    parts = [(group, [cell for cell in group if cell in wanted]) for group in grouped(cells)]
-    todo = [(group, mine) for group, mine in parts if mine]
-    sizes = [len(mine) for _, mine in todo]
-    dealt = deals_groups(sizes, ranks.world)
-    if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
-        note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
-    keeper = Keeper(args.save_seconds)
-    sheet = None
-    if any("response" in cell.families for cell in pending) and args.teacher_cache != "off":
-        auto = args.teacher_cache == "auto"
-        folder = teacher.folder if auto else Path(args.teacher_cache)
-        most = AUTO_BYTES if auto else math.inf
-        sheet = open_sheet(folder, teacher, data, machine(str(device)), most)
-    how = {"overwrite": args.overwrite, "sheet": sheet, "eval_every": args.eval_every}
-    how["keep_best"] = args.keep == "best"
+    run = Run(settings, data, teacher, args.out_dir, device, ranks, Keeper(args.save_seconds))
+    run.overwrite, run.eval_every = args.overwrite, args.eval_every
+    run.keep_best = args.keep == "best"
+    if any("response" in cell.families for cell in pending):
+        run.sheet = sheet_for(run, args.teacher_cache)
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
-        how["weights"] = fitting(args.weights, pending[0], len(data.classes), settings)
-    run = Run(settings, data, teacher, args.out_dir, device, ranks, keeper, **how)
-    for group, mine in parts:
-        if ranks.lead and not mine:
-            clear(group, run)
-    if dealt:
-        complaints = train_apart(todo[ranks.rank :: ranks.world], run, left)
-    else:
-        complaints = []
-        for group, mine in todo:
-            # Another command may have finished some since.
-            if mine := parallel.by_lead(ranks, functools.partial(left, mine)):
-                complaints += train(group, mine, run)
+        run.weights = fitting(args.weights, pending[0], len(data.classes), settings)
+    complaints = train_groups(cells, pending, run, left)
     parallel.stop()
     if complaints:
         raise Diverged(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
+
+
+def sheet_for(run: Run, cache: str) -> Sheet | None:
+    """Where the teacher's logits are cached, by --teacher-cache; None where they are not."""
+    if cache == "off":
+        return None
+    folder, most = Path(cache), math.inf
+    if cache == "auto":
+        folder, most = run.teacher.folder, AUTO_BYTES
+    return open_sheet(folder, run.teacher, run.data, machine(str(run.device)), most)
 
 
 def surprises(settings: Settings) -> list[str]:
@@ -138,6 +126,31 @@ def deals_groups(sizes: list[int], world: int) -> bool:
     return apart < sum(-(-size // world) for size in sizes)
 
 
+def train_groups(cells: list[Cell], pending: list[Cell], run: Run, left: Callable) -> list[str]:
+    """Train the `pending` cells, group by group; a line for each that diverged.
+
+    `left` says which of some cells still lack their row, as another command may write some. Raises
+    UserError where a group cannot be trained.
+    """
+    ranks, wanted = run.ranks, set(pending)  # in a list, looking 10,000 cells up takes minutes
+    parts = [(group, [cell for cell in group if cell in wanted]) for group in grouped(cells)]
+    for group, mine in parts:
+        if ranks.lead and not mine:
+            clear(group, run)
+    todo = [(group, mine) for group, mine in parts if mine]
+    sizes = [len(mine) for _, mine in todo]
+    dealt = deals_groups(sizes, ranks.world)
+    if ranks.world > (len(sizes) if dealt else max(sizes, default=ranks.world)):
+        note(f"a network is trained by one process: some of the {ranks.world} have nothing to do")
+    if dealt:
+        return train_apart(todo[ranks.rank :: ranks.world], run, left)
+    complaints = []
+    for group, mine in todo:
+        if mine := parallel.by_lead(ranks, functools.partial(left, mine)):
+            complaints += train(group, mine, run)
+    return complaints
+
+
 def train_apart(
     todo: list[tuple[list[Cell], list[Cell]]], run: Run, left: Callable[[list[Cell]], list[Cell]]
 ) -> list[str]:
@@ -154,8 +167,8 @@ def train_apart(
         error = str(problem)
     try:
         every = parallel.all_gather(run.ranks, (found, error))
-    except RuntimeError:
-        run.keeper.saved(run.keeper.signal)  # leaves where another rank has left at a signal
+    except parallel.Left:
+        run.keeper.saved(run.keeper.signal)  # leaves by the signal, where one came
         raise
     if errors := [theirs for _, theirs in every if theirs]:
         raise UserError(errors[0])

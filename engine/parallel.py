@@ -103,12 +103,19 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+class Left(OwnError):
+    """Another rank has left, at a signal or by a fault, while this one waited for it."""
+
+
 def all_gather(ranks: Ranks, item: Any) -> list[Any]:
-    """Every rank's `item`, in rank order, on every rank."""
+    """Every rank's `item`, in rank order, on every rank. Raises Left where one has gone."""
     if ranks.apart or not dist.is_initialized():
         return [item]
     items = [None] * ranks.world
-    dist.all_gather_object(items, item)
+    try:
+        dist.all_gather_object(items, item)
+    except RuntimeError as error:
+        raise Left(f"another process of this command has ended ({brief(error)})") from None
     return items
 
 

@@ -22,7 +22,7 @@ import filelock
 import torch
 
 from engine.cells import OPTIMISER, SETTINGS, Cell, Settings, defaults, run_id
-from engine.parallel import Ranks, from_lead, lead_first
+from engine.parallel import Left, Ranks, from_lead, lead_first
 from engine.sheet import Sheet
 from engine.teacher import Teacher
 from engine.trainee import Trainee
@@ -107,6 +107,7 @@ class Unfinished:
         self.trainees, self.run = trainees, run
         self.group, self.taught = group, any(cell.taught for cell in group)
         self.seconds_before, self.begun = 0.0, time.monotonic()
+        self.restored = False  # before that, to save would write first weights over trained ones
         self.spent: list[Path] = []  # folders of other groups whose cells all go on here
 
     def elapsed(self) -> float:
@@ -120,24 +121,27 @@ class Unfinished:
         with mine or contextlib.nullcontext():
             try:
                 yield
-            except RuntimeError:
-                # Another rank has left at a signal while this one waited for it in a collective.
-                # That is between steps, so this rank's state is consistent.
-                if self.run.keeper.signal:
-                    self.save_if_due()
+            except Left:  # ranks wait between steps, so this one's state is whole
+                if self.restored:
+                    self.save()
+                self.run.keeper.saved(self.run.keeper.signal)
                 raise
 
     def save_if_due(self) -> None:
         """Save about once a minute; save and leave where a signal asked for it."""
-        run, keeper, told = self.run, self.run.keeper, self.run.keeper.signal
-        if keeper.due(told):
-            content = {
-                "basis": self.basis(),
-                "cells": {t.run_id: t.state() for t in self.trainees},
-                "seconds": self.elapsed(),
-            }
-            save_state(self.folder / f"rank{run.ranks.rank}.state", content)
-            keeper.saved(told)
+        told = self.run.keeper.signal
+        if self.run.keeper.due(told):
+            self.save()
+            self.run.keeper.saved(told)
+
+    def save(self) -> None:
+        """Save this rank's cells."""
+        content = {
+            "basis": self.basis(),
+            "cells": {t.run_id: t.state() for t in self.trainees},
+            "seconds": self.elapsed(),
+        }
+        save_state(self.folder / f"rank{self.run.ranks.rank}.state", content)
 
     def restore(self) -> None:
         """Load what an earlier try saved, on however many ranks.
@@ -172,6 +176,7 @@ class Unfinished:
             elif state:
                 # Without --keep best it would go stale: there is none from here on.
                 trainee.load(state if run.keep_best else state | {"best": None})
+        self.restored = True
 
     def of_other_groups(self) -> list[dict]:
         """What commands with other cells have saved of ours, so that a wider grid goes on with it.

@@ -3,6 +3,7 @@
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +147,36 @@ def test_ranks_save_at_ctrl_c_and_another_number_goes_on(flags, teacher, tmp_pat
     assert run.wait(timeout=180) != 0
     saved = {path.name for path in tmp_path.glob("out/checkpoints/unfinished/*/*.state")}
     assert saved == ({"rank0.state", "rank1.state"} if "alpha" in several else {"rank0.state"})
+    assert script(distill.main, *argv) == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_signal_to_one_rank_loses_nothing_of_the_others(flags, teacher, tmp_path):
+    """Without torchrun, which would forward it: the other learns of it by waiting."""
+    argv = [*flags, "--teacher", teacher, "--epochs", 60, "--alpha", 0.1, 0.5]
+    assert script(distill.main, *argv, "--out-dir", tmp_path / "whole") == 0
+    argv += ["--out-dir", tmp_path / "out", "--save-seconds", 1000]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    together = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    words = [sys.executable, "distill.py", *map(str, argv)]
+    runs = [
+        subprocess.Popen(
+            words, cwd=ROOT, env=together | {"RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    while len(list(tmp_path.glob("out/runs/*/*/*"))) < 2:  # both have begun
+        assert [run.poll() for run in runs] == [None, None]
+        time.sleep(0.01)
+    time.sleep(0.2)
+    runs[1].send_signal(signal.SIGTERM)
+    said = [run.communicate(timeout=180)[1] for run in runs]
+    assert [run.returncode for run in runs] == [2, 143]
+    assert "error: another process of this command has ended" in said[0]
+    saved = {path.name for path in tmp_path.glob("out/checkpoints/unfinished/*/*.state")}
+    assert saved == {"rank0.state", "rank1.state"}
     assert script(distill.main, *argv) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
