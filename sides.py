@@ -171,26 +171,25 @@ def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
         mine = rows[rows.side == one]
         mine = mine[np.array([config_of(row) in first for row in mine.itertuples()], bool)]
         for best in finalists(mine, 1):
-            for name, _, end in borders(one, best, mine):
+            for name, _, end in borders(one, config(mine, best), first):
                 if one in MAIN if name in SHARED else one == side:
                     ends[name].add(end)
     return {name: axis.towards(ends[name]) for name, axis in axes(side).items()}
 
 
-def borders(side: str, number: int, rows: pd.DataFrame) -> list[tuple[str, float, str]]:
-    """Settings of a choice that are at an end of what its side's rows have tried.
+def borders(side: str, chosen: Config, tried: Iterable[Config]) -> list[tuple[str, float, str]]:
+    """Settings of a choice that are at an end of what its side has tried, diverged runs included.
 
     As (name, value, smallest or largest); natural ends are none. EDGE says what is at an end.
     """
-    chosen, found = config(rows, number), []
-    configs = [config_of(row) for row in rows.itertuples()]
+    found = []
     for name, axis in axes(side).items():
-        value, tried = getattr(chosen, name), {getattr(one, name) for one in configs} - {None}
-        values = {v for v in tried if v > 0}
+        value, every = getattr(chosen, name), {getattr(one, name) for one in tried} - {None}
+        values = {v for v in every if v > 0}
         if not value or len(values) < 2:  # none and 0 have nothing beyond them
             continue
         share = axis._replace(low=min(values), high=max(values)).share(value)
-        least = axis.share(value) <= 2 * EDGE or 0.0 in tried
+        least = axis.share(value) <= 2 * EDGE or 0.0 in every
         most = axis.share(value) >= 1 - 2 * EDGE
         if share <= EDGE and not (least and "smallest" in axis.natural):
             found.append((name, value, "smallest"))
@@ -246,6 +245,18 @@ def with_sides(rows: pd.DataFrame) -> pd.DataFrame:
     in_order = sorted(set(configs), key=lambda one: [-1 if v is None else v for v in one])
     number = {one: i for i, one in enumerate(in_order)}
     return rows.assign(config=[number[one] for one in configs]).astype({"config": int})
+
+
+def asked_for(place: pd.DataFrame, tries: int) -> pd.DataFrame:
+    """A place's rows of one length, but for configurations that other TRIES have left there.
+
+    So all sides are chosen among as many. All rows of the trial's first rules, which had grids.
+    """
+    mine = place.momentum != MOMENTUM
+    for side, rows in place[~mine].groupby("side"):
+        asked = set(searched(side, tries, place))
+        mine[rows.index] = [config_of(row) in asked for row in rows.itertuples()]
+    return place[mine]
 
 
 def config_of(row: NamedTuple) -> Config:

@@ -71,16 +71,17 @@ def main(argv: list[str] | None = None) -> None:
     here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     args.eval_every = args.epochs = args.t_max = length_here(args, here, known)
+    here = here[here.epochs == args.epochs]
+    asked = sides.asked_for(here, args.tries)
     if args.stage == "images":
         import trial_images  # the other stages need none of it
 
-        here = here[here.epochs == args.epochs]
-        trial_images.evaluate(fresh_here(args, here), here, args)
+        trial_images.evaluate(fresh_here(args, asked), asked, args)
         return
-    meet_control(args, here)
+    meet_control(args, asked)
     settings = settings_of(args)
-    cells = [cell for cell in cells_of(args, here) if run_id(cell, settings) not in known]
-    check_names(cells, here[(here.epochs == args.epochs) & (here.draw == args.draw)], settings)
+    cells = [cell for cell in cells_of(args, asked) if run_id(cell, settings) not in known]
+    check_names(cells, here[here.draw == args.draw], settings)
     try:
         run_command(cells, args)
     except Diverged:
@@ -158,14 +159,13 @@ def cells_for(args: argparse.Namespace, side: str, configs: list, seeds: tuple |
 
 
 def cells_of(args: argparse.Namespace, here: pd.DataFrame) -> list[Cell]:
-    """The cells of a stage at a place, all sides together; `here` are this place's rows.
+    """The cells of a stage at a place, all sides together; `here` are its rows of this length.
 
     Raises UserError where the previous stage is not done.
     """
     if args.stage == "length":
         return probes(args)
-    here, count = here[here.epochs == args.epochs], sides.keep(args.tries)
-    cells = []
+    cells, count = [], sides.keep(args.tries)
     for side in dict.fromkeys(args.sides):
         mine, seeds = here[here.side == side], sides.SEARCH_SEEDS
         if args.stage == "search":
@@ -226,7 +226,7 @@ def meet_control(args: argparse.Namespace, here: pd.DataFrame) -> None:
     if args.sides == ["kd-random"]:
         args.teacher = untrained(args)
     elif args.sides == ["kd-self"]:
-        alone = here[(here.side == "alone") & (here.epochs == args.epochs)]
+        alone = here[here.side == "alone"]
         best = sides.winner(alone, sides.keep(args.tries))
         if best is None:
             raise UserError("kd-self learns from the best student alone: run its final first")
@@ -277,8 +277,8 @@ def write_report(args: argparse.Namespace) -> None:
     page = path.with_name("TRIAL.md")
     if not found.whole and page.exists() and trial_answer.NOTHING not in page.read_text("utf-8"):
         raise UserError(
-            f"no place is finished with --tries {args.tries} and these fresh seeds, and {page} has "
-            "some: name the --tries and --fresh of its stages, or move it away"
+            f"no place is finished with --tries {args.tries} and these fresh seeds and draws, and "
+            f"{page} has some: name the --tries, --fresh and --draws of its stages, or move it away"
         )
     drawn = trial_pictures.pictures(found)
     for name, png in drawn.items():

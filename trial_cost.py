@@ -58,7 +58,7 @@ def plan(args: argparse.Namespace) -> str:
     runs, steps, seconds = cost(asked, args, paces)
     slowest = max(one.step for one in paces.values())
     lines = [
-        f"{plural(len(places), 'place')}, {plural(len(args.sides), 'side')}: at least {runs:,} "
+        f"{plural(len(places), 'place')}, {plural(len(args.sides), 'side')}: about {runs:,} "
         f"runs, {steps:,} steps, about {spoken(seconds)} here by {TIMED} timed steps (up to "
         f"{1000 * slowest:,.1f} ms each, {args.ranks} at a time). A length "
         "that must be doubled doubles its place; a teacher's training, and its answers until they "

@@ -76,6 +76,7 @@ def describe(rows: pd.DataFrame) -> pd.DataFrame:
     for cell, part in rows.groupby(CELL):
         n, mean, std = part.value.agg(["count", "mean", "std"])
         found[cell] = {"n": int(n), "mean": mean, "std": std, **part[["val", *LEARNED]].mean()}
+        found[cell]["taught"] = (part.role == "distill").all()
         found[cell]["shortened"] = part.hard_weight.isna().all()  # the hard loss is x (1 - alpha)
         found[cell] |= {"kind": part.kind.iloc[0], "run_ids": short_ids(part)}
         found[cell]["teacher_sha"] = ", ".join(sorted(set(part.teacher_sha.dropna())))
@@ -99,8 +100,8 @@ def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     families = [family for family in [*of_grids(cells), *of_methods(cells)] if family[2]]
     number = {pair: i for i, pair in enumerate(dict.fromkeys(p for f in families for p in f[1]))}
     # All in one call: the noise is estimated over all cells of the student. Those of one alpha
-    # count as one network, since along T they move together.
-    alike = [(cells.kind[column], column[1]) for column in values]
+    # count as one network, with and without T^2, since they move together.
+    alike = [(cells.kind[column].removesuffix(T2), column[1]) for column in values]
     found = stats.contrasts(values, list(number), alike)
     parts = [pd.DataFrame(columns=TESTS)]
     for against, pairs, shown in families:

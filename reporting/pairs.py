@@ -123,7 +123,8 @@ def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
         values.columns = values.columns.to_flat_index()
         kinds = part.drop_duplicates(LINE).set_index(LINE)
         # As in compare: cells of one alpha move together along T.
-        alike = list(zip(kinds.kind[values.columns], kinds.alpha[values.columns], strict=True))
+        without = kinds.kind.str.removesuffix(T2)
+        alike = list(zip(without[values.columns], kinds.alpha[values.columns], strict=True))
         lines = [line for line in values if line != FIRST]
         kds = [line for line in lines if line[0] == KD]
         pairs = [(line, FIRST) for line in lines if FIRST in values]

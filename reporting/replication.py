@@ -77,7 +77,8 @@ def pattern(found: Replication) -> str:
         f"{over_seeds(own, lambda value: fixed(np.clip(value, -1, 1)))}"
     )
     if among:
-        text += f"; two of our seeds agree with each other by {fixed(np.mean(among))} in the mean"
+        between = fixed(pd.Series(among).mean())
+        text += f"; two of our seeds agree with each other by {between} in the mean"
     return text + "."
 
 

@@ -21,6 +21,7 @@ from reporting.rows import (
     short_ids,
 )
 
+ROUNDING = 0.002  # by which one teacher's accuracy may differ from processor to processor
 NONE = "—"  # a cell that is missing, or a figure that cannot be given
 MARKS = {1: " †", -1: " ‡", 0: ""}  # above, below, neither, after Holm's correction
 LEFT = ("student", "method", "cell", "role", "model", "run ids", "column", "students", "teachers")
@@ -66,7 +67,7 @@ def several(values: pd.Series) -> str:
 
 def over_seeds(values: list[float] | pd.Series, words: Callable[[float], str] = points) -> str:
     """The mean with Student's interval over seeds; the mean alone for a single seed."""
-    values = pd.Series(values, dtype=float)
+    values = pd.Series(values, dtype=float).dropna()
     return with_interval(values.mean(), stats.quantile(len(values) - 1) * values.sem(), words)
 
 
@@ -242,17 +243,21 @@ def who(teachers: pd.DataFrame, students: pd.DataFrame | None = None) -> str:
 def taught_by(protocol: Protocol) -> str:
     """The teachers with their accuracy: the CSV's own, and those that are not in it (--teacher)."""
     taught, known = protocol.rows[protocol.rows.role == "distill"], protocol.teachers
-    # One that was measured on other test images counts as one from elsewhere.
+    # One that was measured on other test images counts as one from elsewhere, and so does one that
+    # has another accuracy than the students' rows say: a checkpoint of the same name.
     on_these = protocol.settings["test_data"]
     known = known[~(known.test_data.notna() & (known.test_data != on_these))]
+    measured = taught.teacher.map(known.drop_duplicates("run_id").set_index("run_id").test_acc)
+    other = (taught.teacher_acc - measured).abs() > ROUNDING
     parts = [
         f"{model}, {several(rows.test_acc)} in its last epoch"
         for model, rows in known.groupby("student")
     ]
-    away = taught[~taught.teacher.isin(known.run_id)]
+    away = taught[~taught.teacher.isin(known.run_id) | other]
     shas = away.teacher_sha.astype(object).fillna(NONE)  # without any they are read as numbers
     for (name, sha), rows in away.groupby(["teacher", shas]):
-        where = "" if name in set(protocol.teachers.run_id) else " from elsewhere"
+        remeasured = name in set(protocol.teachers.run_id) - set(known.run_id)
+        where = "" if remeasured else " from elsewhere"
         grade = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
         parts.append(f"{name}{where} (checkpoint {sha}){grade}")
     return "; ".join(parts) or NONE

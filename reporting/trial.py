@@ -94,8 +94,7 @@ def read(
     lengths = pd.DataFrame({place: needed(part) for place, part in rows.groupby(PLACE)}).T
     lengths.index.names = PLACE
     rows = rows[rows.epochs == lengths.epochs.reindex(rows.set_index(PLACE).index).to_numpy()]
-    beyond = [n for _, place in rows.groupby(PLACE) for n in beyond_asked(place, asked.tries)]
-    rows = rows.drop(index=beyond)
+    rows = pd.concat([sides.asked_for(place, asked.tries) for _, place in rows.groupby(PLACE)])
     entries = pd.DataFrame(
         {
             (*place, side): entry(side, part, asked, diverged)
@@ -109,19 +108,6 @@ def read(
     main = done[done.index.isin(sides.MAIN, level="side")].groupby(PLACE).all()
     entries["whole"] = done & main.reindex(entries.index.droplevel("side")).to_numpy()
     return Trial(asked, rows, teachers, entries, compare(entries, right or {}), lengths)
-
-
-def beyond_asked(place: pd.DataFrame, tries: int) -> list[int]:
-    """The labels of a place's rows that a search of more tries has left besides those asked for.
-
-    So all sides are compared by as many. None of the trial's first rules, which had grids.
-    """
-    found = []
-    for side, rows in place[place.momentum == sides.MOMENTUM].groupby("side"):
-        if rows.config.nunique() > tries:
-            asked = set(sides.searched(side, tries, place))
-            found += [row.Index for row in rows.itertuples() if sides.config_of(row) not in asked]
-    return found
 
 
 def needed(place: pd.DataFrame) -> dict:
@@ -138,17 +124,22 @@ def needed(place: pd.DataFrame) -> dict:
 
 def check(rows: pd.DataFrame) -> None:
     """Raise UserError unless the rows are one trial's."""
-    # A side has one teacher a draw; one that learned from the place has one for each place.
+    # All sides have one teacher a draw; one that learned from the place has one for each place.
     own = rows.side.isin(sides.OWN_TEACHER)
     places = rows.images.astype(str) + " " + rows.width.astype(str)
-    whose = rows.side.where(~own, rows.side + places) + rows.draw.astype(str)
+    whose = (rows.side + places).where(own, "") + rows.draw.astype(str)
     teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
     twice = rows.duplicated([*PLACE, "side", "config", "seed", "draw", "epochs"])
     several = [n for n in PROTOCOL if n not in OF_PLACE and len(distinct(rows[n])) > 1]
-    if len(distinct(rows.model)) > 1:
+    if len(distinct(rows.model)) > 1 or len(distinct(rows.code)) > 1:
         several.append("student")
     if twice.any() or (teachers > 1).any():
         several.append("teacher")
+    drawn = rows.groupby(["images", "draw"]).data.nunique()
+    if rows.test_data.nunique() > 1 or (drawn > 1).any():
+        several.append("images")
+    if rows.width.isna().any():
+        raise UserError(f"results.csv: {rows.run_id[rows.width.isna()].iloc[0]} has no width")
     if several:
         raise UserError(
             f"results.csv has trials that differ in {several[0]}: give each an --out-dir of its own"
@@ -170,6 +161,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     drawn = asked.draws or 1 + int(max(measured.draw, default=0))
     draws = range(1 if side in sides.OWN_TEACHER else drawn)
     winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
+    winners = winners[winners.test_acc.notna()]
     first, taught = place.iloc[0], set(rows.teacher_seed.dropna()) or {0}  # of all draws
 
     def lost(configs: list[sides.Config], seeds: tuple | range, draws: range = range(1)) -> int:
@@ -186,6 +178,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     lost_search, tries = lost(every, sides.SEARCH_SEEDS), int(final.notna().sum(axis=None))
     tried = bool(best) and len(search) + lost_search >= asked.tries
     tried &= tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)
+    seen = {sides.config_of(row) for row in rows.itertuples()} | set(every if lost_search else ())
     return {
         "search": len(search),
         "final": tries,
@@ -194,7 +187,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
         "lost": lost(winning, seeds, draws),
         "lost_search": lost_search,
         "choice": winning[0] if winning else None,
-        "borders": sides.borders(side, choice, rows) if winning else [],
+        "borders": sides.borders(side, winning[0], seen) if winning else [],
         "val": final.loc[choice].mean() if winning else np.nan,
         "accuracy": winners.set_index(["draw", "seed"]).test_acc,
         "runs": winners.set_index(["draw", "seed"]).run_id,

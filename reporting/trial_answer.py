@@ -142,7 +142,7 @@ def verdict(test: pd.Series) -> str:
         return "a teacher is worth it" + ", but less than half a point" * small
     if test.sign < 0:
         return "a teacher does harm" + ", by less than half a point" * small
-    return "a teacher gains less than half a point" if small else "not told"
+    return "a teacher changes it by less than half a point" if small else "not told"
 
 
 def figure(test: pd.Series) -> str:
@@ -184,6 +184,8 @@ def findings(trial: Trial) -> list[str]:
             more = beside(trial, tests.loc[[("kd", side)]], "that")
             where = places_in(tests.loc[[(side, "alone")]])
             some = f", tried at {named_places(trial, where)}," * (len(where) < len(trial.whole))
+            if any(on_first_draw(trial, (*place, side)) for place in where):
+                some = f"{some or ','} on the first draw of the images alone,"
             controls.append(
                 f"With {ABOUT[side]} ({side}){some} it is {what}; plain distillation is {more}."
             )
@@ -204,6 +206,15 @@ def findings(trial: Trial) -> list[str]:
     ]
 
 
+def on_first_draw(trial: Trial, key: tuple) -> bool:
+    """Whether a side (images, width, side) has the first draw alone, where its place has several.
+
+    Its differences are then to the runs of that draw.
+    """
+    asked = trial.entries.asked
+    return bool(asked[key] < asked[(*key[:2], "alone")])
+
+
 def places_in(tests: pd.DataFrame) -> list[tuple]:
     return list(tests[PLACE].itertuples(index=False, name=None))
 
@@ -212,9 +223,10 @@ def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
     """`+0.1 to +1.2 points from it, which it beats at 1 of 3 places: 500 images`, corrected."""
     if len(tests) == 1:
         one = tests.iloc[0]
-        return f"{points(one.difference)} points from {rival}" + ", which it beats" * bool(
-            one.sign > 0
-        )
+        text = f"{points(one.difference)} points from {rival}"
+        text += ("", ", which it beats", ", which it is below")[int(one.sign)]
+        small = bool(one.p_small <= LEVEL)
+        return text + "; the difference is certainly less than half a point" * small
 
     def at(which: pd.Series) -> str:
         places = places_in(tests[which.to_numpy()])

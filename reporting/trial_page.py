@@ -20,7 +20,15 @@ from reporting.tables import (
     with_interval,
 )
 from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
-from reporting.trial_answer import ABOUT, answer, elsewhere, named_place, seen_by, student
+from reporting.trial_answer import (
+    ABOUT,
+    answer,
+    elsewhere,
+    named_place,
+    on_first_draw,
+    seen_by,
+    student,
+)
 
 MADE = ("device", "machine", "amp", "torch", "commit")
 NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature": "T", "beta": "β"}
@@ -96,7 +104,8 @@ def further(trial: Trial, names: list[str]) -> str:
     lines, tests = [], trial.tests
     own = tests.side.where(~tests.side.isin(sides.MAIN), tests.against).rename("own")
     for (*place, side), part in tests[own.isin(names)].groupby([*PLACE, own], sort=False):
-        line = at(trial, place) | {"side": side}
+        first = ", first draw" * on_first_draw(trial, (*place, side))
+        line = at(trial, place) | {"side": side + first}
         line["accuracy"] = accuracy(trial, tuple(place), side)
         for test in part.itertuples():
             name = f"{test.side} − it" if test.against == side else f"− {test.against}"
@@ -213,7 +222,7 @@ def taught_by(trial: Trial) -> list[str]:
     taught = trial.rows[trial.rows.role == "distill"]
     for (teacher, sha), part in taught.groupby(["teacher", "teacher_sha"]):
         own = trial.teachers[trial.teachers.run_id == teacher]
-        known = pd.concat([own.test_acc, part.teacher_acc]).dropna()
+        known = pd.concat([part.teacher_acc, own.test_acc]).dropna()  # another may have its name
         grade = f", {percent(known.iloc[0])} % on test" if len(known) else ""
         held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"

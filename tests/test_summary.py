@@ -406,6 +406,57 @@ def test_a_hard_loss_of_full_weight_is_not_compared_with_the_control_of_a_shorte
         assert len(results.against(name, "alone")) == 1
 
 
+def test_the_answer_says_no_more_than_there_is():
+    """One cell, a control of another alpha, a hard loss of its own, no teacher at all."""
+    rows = [alone(s, 0.6 + 0.01 * s) for s in (0, 1)]
+    one = texts(frame(rows + [taught(0.5, 4, s, 0.62) for s in (0, 1)]))[1]
+    assert "the one cell (cnn, kd), α 0.5, T 4, has" in one and "picked on the test set" not in one
+    control = [alone(s, 0.58, "-control", alpha=0.9) for s in (0, 1)]
+    cells = [taught(a, 4, s, 0.62 - a / 100) for a in (0.5, 0.9) for s in (0, 1)]
+    other = texts(frame(rows + control + cells))[1]
+    assert "**Is it the teacher?** Not known: at α 0.5, T 4 there is no control" in other
+    own = [taught(0.9, 4, s, 0.62, hard_weight=1.0) for s in (0, 1)]
+    assert "Not known: at α 0.9, T 4 there is no control" in texts(frame(rows + control + own))[1]
+    smooth = {"method": "smooth", "role": "student", "teacher": np.nan, "teacher_sha": np.nan}
+    cells = [taught(0.9, np.nan, s, 0.62 + 0.003 * s, **smooth) for s in (0, 1)]
+    none = texts(frame(rows + control + cells))[1]
+    assert "**Is it the method?** At α 0.9" in none and "and the method adds +4.15" in none
+    assert "the teacher adds" not in none
+
+
+def test_cells_without_a_seed_in_common_are_not_called_equal():
+    best = [taught(0.5, 1, s, 0.63 + 0.002 * s) for s in (0, 1, 2)]
+    near = [taught(0.5, 4, s, acc) for s, acc in enumerate((0.64, 0.61, 0.63))]
+    other = [taught(0.5, t, s, 0.4) for t in (10, 20, 30) for s in (3, 4, 5)]
+    said = texts(frame(best + near + other))[1]
+    assert "1 of 1 other cell do not differ" in said
+    assert "from the best (3 more cannot be compared with it). Two cells are typically" in said
+
+
+def test_a_checkpoint_that_has_a_teachers_name_is_not_that_teacher():
+    rows = by_hand()
+    rows["teacher_acc"] = np.where(rows.role == "distill", 0.9154, np.nan)
+    assert "Teacher: resnet18, 91.54 in its last epoch." in texts(rows)[1]
+    rows.loc[rows.role == "distill", "teacher_acc"] = 0.8
+    elsewhere = "resnet18-teacher-s0 from elsewhere (checkpoint 0123456789ab), 80.00 here."
+    assert elsewhere in texts(rows)[1]
+
+
+def test_what_cannot_be_given_counts_for_no_degree_of_freedom():
+    two = tables.over_seeds([0.9, 0.8])
+    assert tables.over_seeds([0.9, 0.8, np.nan]) == two != tables.over_seeds([0.9, 0.8, 0.85])
+
+
+def test_kd_and_its_scaled_twin_count_as_one_network():
+    """At T 1 they are the same loss: that the two agree says nothing of how noisy they are."""
+    draw = np.random.default_rng(0).normal(0, 0.003, (3, 2))
+    rows = [alone(s, 0.6 + draw[s, 0]) for s in range(3)]
+    rows += [taught(0.5, 1, s, 0.61 + draw[s, 1]) for s in range(3)]
+    twins = [taught(0.5, 1, s, 0.61 + draw[s, 1], "-t2", scale_t2=True) for s in range(3)]
+    one, both = (versus(only(frame(found)), 0.5, 1) for found in (rows, rows + twins))
+    assert both.half == pytest.approx(one.half) and both.p == pytest.approx(one.p)
+
+
 def test_runs_that_should_not_differ_are_said_to():
     rows = by_hand()
     assert "The runs differ in" not in texts(rows)[1]

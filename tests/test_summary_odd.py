@@ -82,6 +82,15 @@ def test_what_is_left_out_is_named():
     assert said in texts(frame(twice))[1]
 
 
+def test_blanks_of_an_older_version_divide_nothing():
+    """But where there were two test sets, a blank is neither of them."""
+    rows = by_hand().assign(draw=0, data=1.0, test_data=2.0)
+    rows.loc[3, ["draw", "test_data"]] = np.nan
+    assert len(summarize.compared(rows)[0]) == 1
+    rows.loc[4, "test_data"] = 5.0
+    assert len(summarize.compared(rows)[0]) == 3
+
+
 def broken_csvs():
     text = by_hand().astype(object).where(by_hand().notna(), "")
     good = text.to_csv(index=False)
@@ -104,6 +113,7 @@ def broken_csvs():
         "no seed": changed("seed", ""),
         "no run id": changed("run_id", ""),
         "bad curve": changed("test_curve", "0.5;0.6"),
+        "True in another language": changed("scale_t2", "WAHR"),
     }
 
 

@@ -11,7 +11,9 @@ from trial_rows import (
     GAINS,
     GOLDEN,
     INNER,
+    KEPT,
     TRIES,
+    frame,
     golden_rows,
     one_side,
     read,
@@ -87,7 +89,7 @@ def test_a_method_meets_label_smoothing_and_kd_its_controls():
     [
         (0.02, 0.002, "a teacher is worth it: +"),
         (0.002, 0.0002, "a teacher is worth it, but less than half a point: +"),
-        (0.0, 0.001, "a teacher gains less than half a point: "),
+        (0.0, 0.001, "a teacher changes it by less than half a point: "),
         (-0.02, 0.002, "a teacher does harm: −"),
         (0.001, 0.01, "not told: "),
     ],
@@ -101,7 +103,7 @@ def test_the_answer_is_one_sentence(gain, noise, says):
     found = read(rows)
     [line] = answer.answers(found)
     assert line.startswith(f"**2,000 images, cnn**: {says}")
-    assert ("**" in page.expect(found)) == ("not told" not in says and "gains less" not in says)
+    assert ("**" in page.expect(found)) == ("not told" not in says and "changes" not in says)
 
 
 def test_two_one_sided_tests_are_the_90_percent_interval():
@@ -252,6 +254,20 @@ def test_trials_are_not_mixed(golden):
         mixed = golden + [row | changes | {"run_id": row["run_id"] + "x"} for row in other]
         with pytest.raises(UserError, match=f"differ in {what}"):
             read(mixed)
+    # The fresh runs of one side, after something was changed: other images, another network's file.
+    for name, what in (("data", "images"), ("test_data", "images"), ("code", "student")):
+        mixed = [
+            row | {name: 2 if row["method"] == "kd" and row["seed"] >= 20 else 1} for row in golden
+        ]
+        with pytest.raises(UserError, match=f"differ in {what}"):
+            read(mixed)
+    shuffled = [
+        row | {"teacher_sha": "another"} if row["answers"] == "shuffled" else row for row in golden
+    ]
+    with pytest.raises(UserError, match="differ in teacher"):
+        read(shuffled)
+    with pytest.raises(UserError, match="has no width"):
+        read([golden[0] | {"width": np.nan}, *golden[1:]])
     with pytest.raises(UserError, match="no run of a trial"):
         read([])
 
@@ -306,6 +322,53 @@ def test_tries_beyond_those_asked_for_do_not_count(place):
     found, usual = (read(rows) for rows in (place + extra, place))
     pd.testing.assert_frame_equal(found.tests, usual.tests)
     assert fair.best_of(found, (500, 16), "kd").equals(fair.best_of(usual, (500, 16), "kd"))
+
+
+@pytest.mark.parametrize("lost", [0, 6])
+def test_what_more_tries_have_left_is_never_chosen(place, lost):
+    """Not by the final either; also where so many of those asked for diverged."""
+    more = sides.draw("kd", range(TRIES, TRIES + 6), sides.axes("kd"))
+    extra = rows_of(
+        sides.cells("kd", more, sides.FINAL_SEEDS, "cnn", 16, 0), lambda _: (0.9, 0.9), images=500
+    )
+    kd = [row for row in place if row["method"] == "kd" and not row["answers"] > ""]
+    worst = sorted((row for row in kd if not row["seed"]), key=lambda row: float(row["val_acc"]))
+    gone = {row["run_id"] for row in worst[:lost]}
+    rows = [row for row in place + extra if row["run_id"] not in gone]
+    found = read(rows, diverged=gone)
+    assert found.whole == [(500, 16)]
+    assert found.entries.loc[(500, 16, "kd")].choice == sides.searched("kd", TRIES)[INNER]
+    assert len(fair.best_of(found, (500, 16), "kd")) == TRIES
+    there = frame(rows)
+    there = there[there.epochs == there.epochs.min()]  # some were tried at twice the length
+    mine = sides.asked_for(there, TRIES)
+    mine = mine[mine.side == "kd"]
+    assert sides.config(mine, sides.winner(mine, KEPT)) == sides.searched("kd", TRIES)[INNER]
+    assert not set(sides.finalists(there[there.side == "kd"], KEPT)) <= set(mine.config)
+
+
+def test_a_control_on_the_first_draw_of_several_is_said_to_be(golden):
+    rows = [line for side in sides.MAIN for line in one_side(side, 500, 16, 0.4, draws=3)]
+    rows += one_side("kd-random", 500, 16, 0.42)
+    found = read(rows)
+    kd = found.tests[found.tests.against == "kd-random"].iloc[0]
+    assert (kd.draws, kd.n) == (1, FRESH)
+    told = text(rows)
+    assert "| 500 | cnn | kd-random, first draw |" in told and "and so are the runs that" in told
+    assert "(kd-random), on the first draw of the images alone, it is " in told
+    assert "first draw" not in text(golden)
+
+
+def test_one_place_is_told_what_several_are():
+    rows = [
+        line
+        for side, level in (("alone", 0.4), ("smooth", 0.4), ("kd", 0.43), ("kd-shuffled", 0.37))
+        for line in one_side(side, 500, 16, level, noise=0.001)
+    ]
+    told = answer.findings(read(rows))
+    assert any("points from the student alone, which it is below; plain" in line for line in told)
+    small = "points from the student alone; the difference is certainly less than half a point"
+    assert any(line.startswith("Label smoothing is ") and small in line for line in told)
 
 
 def test_of_equally_good_tries_each_is_as_likely_to_be_picked(place):
