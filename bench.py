@@ -1,6 +1,6 @@
 """What a grid costs: a plain loop (teacher in every step) and the engine.
 
-    python bench.py                                                # drawn images
+    python bench.py                                                # synthetic images
     python bench.py --dataset cifar10 --data-dir D --ranks 2       # the images of a folder
 
 The networks have the reference's size and random weights. Writes results/bench.md below --out-dir.

@@ -2,23 +2,27 @@
 # The whole experiment: teacher, student alone, the grid, the ResNet-18 students, the report.
 #
 #   sh exp.sh                the reference's protocol on CIFAR-10, five seeds (for a GPU)
-#   sh exp.sh --quick        the same pipeline on drawn shapes: minutes on two CPU cores
+#   sh exp.sh --quick        the same pipeline on synthetic shapes: minutes on two CPU cores
 #   sh exp.sh --ablation     also the grid with the soft loss times T^2
 #   LOOP=1 sh exp.sh         cell by cell instead of together; the same rows on a CPU
 #   RECIPE=crd sh exp.sh     the field's table instead: methods x pairs of teacher and student on
 #                            CIFAR-100, by RepDistiller's protocol
 #
-# The environment narrows or widens it:
-#   ALPHAS TEMPERATURES SEEDS METHODS   lists, the grid; sp:30,300 is sp with those --beta; SEEDS=''
-#                                       is no grid, and with PAIRS the teachers alone
-#   EPOCHS                              of the teacher and the students
-#   T_MAX                               of the students with a cosine; the teacher stays as it is
+# The environment makes it smaller or larger (in parentheses: what holds where it is unset):
+#   ALPHAS                              the grid's weights of the teacher's loss (0.1 0.25 0.5 0.75 0.9)
+#   TEMPERATURES                        the grid's (1 2.5 5 7.5 10 20 30 40 50)
+#   SEEDS                               of the grid (0 1 2 3 4, with PAIRS 0 1 2); '' is no grid, and
+#                                       with PAIRS the teachers alone
+#   METHODS                             a grid each (kd; with PAIRS fourteen of them); sp:30,300 is sp
+#                                       with those --beta
+#   EPOCHS                              of the teacher and the students (100)
+#   T_MAX                               of the students with a cosine (200); not of the teacher
 #   TEACHER                             a checkpoint, instead of training a teacher
-#   RESNET_SEEDS                        seeds of the two ResNet-18 students, '' for none
-#   RECIPE                              reference or crd, for every script
+#   RESNET_SEEDS                        seeds of the two ResNet-18 students (0); '' for none
+#   RECIPE                              reference or crd, for every script (reference)
 #   PAIRS                               teacher:student, several: a table of METHODS for each pair
 #                                       instead of the grid; RECIPE=crd has six
-#   DATASET DATA_DIR OUT_DIR            what is read and where everything is written
+#   DATASET DATA_DIR OUT_DIR            what is read (cifar10, in data) and where everything is written (.)
 #   FLAGS                               flags for every script (--quick's own come before them)
 #   TEACHER_FLAGS STUDENT_FLAGS         after them, for the teacher and for the grid's students
 #   RANKS                               processes that a grid is distributed over

@@ -61,7 +61,11 @@ def parser(description: str, sweeps: bool = True) -> Parser:
         elif name == "epochs" and not sweeps:
             own = {"type": COUNT_OR_NONE, "help": "passes over the training set; 0: measure "
                    "--weights as they are"}  # fmt: skip
-        groups[setting.metadata["group"]](flag(name), **{**setting.metadata["flag"], **own})
+        how = setting.metadata["flag"] | own
+        recipes = [f"; {r}: {one.settings[name]}" for r, one in RECIPES.items()
+                   if name in one.settings]  # fmt: skip
+        how["help"] += "".join(recipes)
+        groups[setting.metadata["group"]](flag(name), **how)
     groups["data"]("--data-dir", type=Path, default=ROOT / "data",
         help="where the data set is or goes")  # fmt: skip
     add = groups["optimisation"]

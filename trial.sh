@@ -3,24 +3,28 @@
 # to a student alone that was tuned as well. docs/trial.md says what is done and why.
 #
 #   sh trial.sh              CIFAR-10 (hours on a CPU; TEACHER spares it the teacher)
-#   sh trial.sh --quick      the same on drawn shapes: minutes on two CPU cores
-#   STUDENT=resnet8 DATASET=folder DATA_DIR=images sh trial.sh      any network and any images
+#   sh trial.sh --quick      the same on synthetic shapes: minutes on two CPU cores
+#   STUDENT=resnet8 DATASET=folder DATA_DIR=photos sh trial.sh      any network and any images
 #
-# It says first what it will cost here, and which smaller trial fits an hour. The environment:
-#   STUDENT           the network that learns, as distill.py's --student
-#   SIZES WIDTH       numbers of training images (0: all but those held out), at students of this width
-#   WIDTHS SIZE       widths of the student, at this number of images; '' for none
-#   VAL_SIZE          images held out of training, on which everything is chosen
-#   TRIES FRESH       configurations that a side tries; fresh seeds that measure each winner
-#   STEPS DOUBLINGS   length of a run in steps; how often it may be doubled until it is enough
+# It says first what it will cost here, and which smaller trial fits an hour. The environment (in
+# parentheses: what holds where it is unset):
+#   STUDENT           the network that learns, as distill.py's --student (cnn)
+#   SIZES WIDTH       numbers of training images (of CIFAR 500 1000 2000 5000 10000 45000, else 0: all
+#                     but those held out), at students of this width (the network's own)
+#   WIDTHS SIZE       widths of the student (of cnn 4 8 16 32 64), at this number of images; '' for none
+#   VAL_SIZE          images held out of training, on which everything is chosen (of CIFAR 5000, else a
+#                     quarter)
+#   TRIES FRESH       configurations that each side tries (60); fresh seeds that measure each winner (10,
+#                     with more than 10,000 images 5)
+#   STEPS DOUBLINGS   length of a run in steps (2000); how often it may be doubled until it is enough (2)
 #   METHODS           further sides, as "sp at"
 #   CONTROLS          kd with other answers: "kd-shuffled kd-random kd-self"
 #   SAME_TEACHER      sizes at which kd also gets a teacher trained on the student's own images
-#   TEACHER           a checkpoint; unset: one is trained on all images but those held out
+#   TEACHER           a checkpoint (one is trained on all images but those held out)
 #   TEACHER_MODEL     its network, where it is not ResNet-18
 #   TEACHER_FLAGS     flags of train_teacher.py, for whichever teacher is trained here
-#   DRAWS TEACHERS    draws of the training images that winners are measured on; checkpoints that teach
-#                     the second and later draws, in turn (unset: TEACHER)
+#   DRAWS TEACHERS    draws of the training images that winners are measured on (1); checkpoints that
+#                     teach the second and later draws, in turn (TEACHER)
 #   DATASET DATA_DIR OUT_DIR RANKS FLAGS   as in exp.sh; FLAGS go to every stage and every teacher
 # A run that has its row in the CSV is skipped, so the same command goes on where it stopped.
 # shellcheck disable=SC2086 # the lists in $-variables are meant to be split into words

@@ -1,4 +1,4 @@
-"""Data sets (CIFAR, a folder, drawn shapes), and which of their images a run uses."""
+"""Data sets (CIFAR, a folder, synthetic shapes), and which of their images a run uses."""
 
 import zlib
 from dataclasses import dataclass

@@ -20,6 +20,8 @@ ABOUT = {
     "kd-self": "the best student alone, of the same network and images, as the teacher",
     "kd-same": "a teacher trained on the student's own images",
 }
+ABOVE, BELOW = "significantly above it", "significantly below it"  # after correction
+SMALL = "certainly less than half a point from it"
 NOTHING = "No place is finished, so nothing has been found yet."
 UNKNOWN = "images of another data set, which is not known here"
 
@@ -89,9 +91,9 @@ def how(trial: Trial) -> str:
     taught = trial.rows[trial.rows.side == "kd"]
     seen = " or ".join(dict.fromkeys(seen_by(trial, teacher) for teacher in taught.teacher))
     return (
-        f"The student learns from so many images, its teacher was trained on {seen}. "
-        "Gains in points of test accuracy over the student alone, which was tuned as well, with "
-        f"95 % intervals over {bases.mode()[0]}{other}. {corrected(trial)}"
+        f"A line for each number of images that the student learns from; its teacher was trained "
+        f"on {seen}. Gains are in points of test accuracy over the student alone, which was tuned "
+        f"as well, with 95 % intervals over {bases.mode()[0]}{other}. {corrected(trial)}"
         + apart
         * bool(len(images))
     )
@@ -142,7 +144,7 @@ def verdict(test: pd.Series) -> str:
         return "a teacher is worth it" + ", but less than half a point" * small
     if test.sign < 0:
         return "a teacher does harm" + ", by less than half a point" * small
-    return "a teacher changes it by less than half a point" if small else "not told"
+    return "a teacher changes it by less than half a point" if small else "undecided"
 
 
 def figure(test: pd.Series) -> str:
@@ -183,11 +185,11 @@ def findings(trial: Trial) -> list[str]:
             what = beside(trial, tests.loc[[(side, "alone")]], "the student alone")
             more = beside(trial, tests.loc[[("kd", side)]], "that")
             where = places_in(tests.loc[[(side, "alone")]])
-            some = f", tried at {named_places(trial, where)}," * (len(where) < len(trial.whole))
+            some = f", tried at {named_places(trial, where)}" * (len(where) < len(trial.whole))
             if any(on_first_draw(trial, (*place, side)) for place in where):
-                some = f"{some or ','} on the first draw of the images alone,"
+                some += ", on the first draw of the images alone"
             controls.append(
-                f"With {ABOUT[side]} ({side}){some} it is {what}; plain distillation is {more}."
+                f"With {ABOUT[side]} ({side}){some}: {what}. Plain distillation: {more}."
             )
     smooth = beside(trial, tests.loc[[("smooth", "alone")]], "the student alone")
     rival = beside(trial, tests.loc[[("kd", "smooth")]], "label smoothing")
@@ -195,9 +197,9 @@ def findings(trial: Trial) -> list[str]:
     every, best = pd.concat(alike), pd.concat([gaps[: -(-len(gaps) // 4)] for gaps in alike])
     medians = ranged([gaps.median() for gaps in alike if len(gaps)])
     return [
-        f"Distillation is {gained}.",
+        f"Distillation: {gained}.",
         *controls,
-        f"Label smoothing is {smooth}. Distillation is {rival}.",
+        f"Label smoothing: {smooth}. Distillation: {rival}.",
         f"Is it tuning? At the same learning rate and weight decay distillation is above the "
         f"student alone in {(every > 0).sum()} of {len(every)} tries, and in {(best > 0).sum()} of "
         f"the {len(best)} that are best, held out, for both; the median difference is {medians} "
@@ -220,13 +222,12 @@ def places_in(tests: pd.DataFrame) -> list[tuple]:
 
 
 def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
-    """`+0.1 to +1.2 points from it, which it beats at 1 of 3 places: 500 images`, corrected."""
+    """`+0.1 to +1.2 points against it, significantly above it at 1 of 3 places: 500 images`."""
     if len(tests) == 1:
         one = tests.iloc[0]
-        text = f"{points(one.difference)} points from {rival}"
-        text += ("", ", which it beats", ", which it is below")[int(one.sign)]
-        small = bool(one.p_small <= LEVEL)
-        return text + "; the difference is certainly less than half a point" * small
+        text = f"{points(one.difference)} points against {rival}"
+        text += ("", f", {ABOVE}", f", {BELOW}")[int(one.sign)]
+        return text + f", {SMALL}" * bool(one.p_small <= LEVEL)
 
     def at(which: pd.Series) -> str:
         places = places_in(tests[which.to_numpy()])
@@ -236,11 +237,8 @@ def beside(trial: Trial, tests: pd.DataFrame, rival: str) -> str:
             return f"at {'all' if places else 'none of'} {len(tests)} places"
         return f"at {len(places)} of {len(tests)} places: {named_places(trial, places)}"
 
-    text = f"{ranged(tests.difference)} from {rival}, which it beats {at(tests.sign > 0)}"
-    for which, what in (
-        (tests.sign < 0, "it is below"),
-        (tests.p_small <= LEVEL, "the difference is certainly less than half a point"),
-    ):
+    text = f"{ranged(tests.difference)} against {rival}, {ABOVE} {at(tests.sign > 0)}"
+    for which, what in ((tests.sign < 0, BELOW), (tests.p_small <= LEVEL, SMALL)):
         text += f"; {what} {at(which)}" * bool(which.any())
     return text
 

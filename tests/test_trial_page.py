@@ -91,7 +91,7 @@ def test_a_method_meets_label_smoothing_and_kd_its_controls():
         (0.002, 0.0002, "a teacher is worth it, but less than half a point: +"),
         (0.0, 0.001, "a teacher changes it by less than half a point: "),
         (-0.02, 0.002, "a teacher does harm: −"),
-        (0.001, 0.01, "not told: "),
+        (0.001, 0.01, "undecided: "),
     ],
 )
 def test_the_answer_is_one_sentence(gain, noise, says):
@@ -103,7 +103,7 @@ def test_the_answer_is_one_sentence(gain, noise, says):
     found = read(rows)
     [line] = answer.answers(found)
     assert line.startswith(f"**2,000 images, cnn**: {says}")
-    assert ("**" in page.expect(found)) == ("not told" not in says and "changes" not in says)
+    assert ("**" in page.expect(found)) == ("undecided" not in says and "changes" not in says)
 
 
 def test_two_one_sided_tests_are_the_90_percent_interval():
@@ -231,12 +231,12 @@ def test_the_answer_says_once_what_its_lines_have_in_common_and_names_the_places
     said = text(rows, template="trial_answer", diverged=lost)
     assert said.count("5 fresh seeds, where nothing else is said") == 1 == said.count("5 fresh")
     assert said.count("(over 4 fresh seeds)") == 1
-    assert "it beats at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
-    assert "it beats at none of 4 places" in said and "shapes" not in said
+    assert "above it at 3 of 4 places: 500 and 5,000 (width 4, 16) images" in said
+    assert "significantly above it at none of 4 places" in said and "shapes" not in said
     drawn = text(
         [row | {"dataset": "shapes"} for row in rows], template="trial_answer", diverged=lost
     )
-    assert drawn.splitlines()[2].startswith("Drawn shapes show that the pipeline works and are no")
+    assert drawn.splitlines()[2].startswith("Synthetic shapes show that the pipeline works")
 
 
 def test_a_border_is_told_by_side_and_place_where_there_are_several(golden):
@@ -355,7 +355,7 @@ def test_a_control_on_the_first_draw_of_several_is_said_to_be(golden):
     assert (kd.draws, kd.n) == (1, FRESH)
     told = text(rows)
     assert "| 500 | cnn | kd-random, first draw |" in told and "and so are the runs that" in told
-    assert "(kd-random), on the first draw of the images alone, it is " in told
+    assert "(kd-random), on the first draw of the images alone: " in told
     assert "first draw" not in text(golden)
 
 
@@ -366,9 +366,10 @@ def test_one_place_is_told_what_several_are():
         for line in one_side(side, 500, 16, level, noise=0.001)
     ]
     told = answer.findings(read(rows))
-    assert any("points from the student alone, which it is below; plain" in line for line in told)
-    small = "points from the student alone; the difference is certainly less than half a point"
-    assert any(line.startswith("Label smoothing is ") and small in line for line in told)
+    below = "points against the student alone, significantly below it. Plain distillation: +"
+    assert any(below in line for line in told)
+    small = "against the student alone, certainly less than half a point from it."
+    assert any(line.startswith("Label smoothing: ") and small in line for line in told)
 
 
 def test_of_equally_good_tries_each_is_as_likely_to_be_picked(place):
