@@ -22,8 +22,8 @@ WORDS = {"alone": "student alone", "smooth": "label smoothing", "kd": "distillat
 WORDS |= {
     "kd-shuffled": "distillation, another image's answers",
     "kd-random": "distillation, untrained teacher",
-    "kd-self": "distillation, teacher the same network",
-    "kd-same": "distillation, teacher of the same images",
+    "kd-self": "distillation, the student itself as teacher",
+    "kd-same": "distillation, teacher of the same images only",
 }
 LEAST_TRIES, PANELS, ACROSS = 10, 6, 3  # of trial-tries
 
@@ -83,7 +83,7 @@ def lines(part: Figure, trial: Trial, tests: pd.DataFrame, along: str, where: st
     part.legend(frameon=False, ncols=2, loc="outside lower center")
     steps = trial.lengths.steps.reindex(pd.MultiIndex.from_frame(tests[PLACE])).unique()
     each = f", {steps[0]:,.0f} steps each" if len(steps) == 1 else ""
-    what = f"{where}; {trial.asked.tries} tries a side{each}; bars: 95 % intervals over "
+    what = f"{where}; {trial.asked.tries} tries per side{each}; bars: 95 % intervals over "
     by = "number of training images" if along == "images" else "width of the student"
     what += f"{over(tests)}; filled: significant after correction"
     titled(axes, f"When distillation helps: by {by}", textwrap.fill(what, 115))
@@ -108,6 +108,6 @@ def by_tries(part: Figure, trial: Trial, down: int) -> None:
         axes.set_title(named_place(trial, place), size=10, weight="normal")
     part.suptitle("Is it tuning? The best of n tries", size=11.5, weight="bold", x=0.01, ha="left")
     part.supylabel("expected test accuracy, %", size=10.5)
-    part.supxlabel("tries a side (logarithmic), the best by held-out accuracy; one seed", size=10.5)
+    part.supxlabel("tries per side (logarithmic), the best by held-out accuracy; one seed", size=10.5)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     part.legend(handles, labels, frameon=False, ncols=3, loc="outside upper right")
