@@ -110,7 +110,7 @@ def add_weights(p: Parser) -> None:
     add = p.add_argument_group("weights from elsewhere").add_argument
     add("--weights", type=Path, metavar="FILE",
         help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
-        "under state_dict, model_state_dict, model or net; of the data's classes, in their "
+        "under state_dict, model_state_dict, model, net or state; of the data's classes, in their "
         "order")  # fmt: skip
     for what, kind in (("mean", SHARE), ("std", SPREAD)):
         add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
