@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 def read_weights(path: Path) -> tuple[str, State]:
     """The first 12 hex digits of a file's SHA-256, and its weights by name.
 
-    A state_dict, or one under state_dict, model, net or (as in this project's checkpoints) state;
+    A state_dict, or one under one of NESTED (this project's checkpoints have `state`);
     `module.` and `_orig_mod.`, which data-parallel training and torch.compile put before every
     name, are left out. Raises UserError.
     """

@@ -108,6 +108,8 @@ def by_tries(part: Figure, trial: Trial, down: int) -> None:
         axes.set_title(named_place(trial, place), size=10, weight="normal")
     part.suptitle("Is it tuning? The best of n tries", size=11.5, weight="bold", x=0.01, ha="left")
     part.supylabel("expected test accuracy, %", size=10.5)
-    part.supxlabel("tries per side (logarithmic), the best by held-out accuracy; one seed", size=10.5)
+    part.supxlabel(
+        "tries per side (logarithmic), the best by held-out accuracy; one seed", size=10.5
+    )
     handles, labels = panels[0, 0].get_legend_handles_labels()
     part.legend(handles, labels, frameon=False, ncols=3, loc="outside upper right")
