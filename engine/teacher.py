@@ -142,6 +142,7 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
             with torch.device("meta"):  # a foreign checkpoint's width may not fit into memory
                 build(name, width, classes, size).load_state_dict(stored["state"], assign=True)
         model = own.build(classes) if own else build(name, width, classes, size)
+        made = {n: value.clone() for n, value in model.named_buffers()}
         model.load_state_dict(stored["state"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -150,7 +151,10 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
             f"{path} says it is a {name[:80]}, but its weights are of another architecture than "
             f"{what}: train it again (train_teacher.py --overwrite), or name its network"
         ) from None
-    if not all(torch.isfinite(value).all() for value in (*model.parameters(), *model.buffers())):
+    # A buffer may hold what it was made with, as a mask its -inf.
+    sound = [torch.isfinite(value).all() for value in model.parameters()]
+    sound += [(torch.isfinite(b) | (b == made[n])).all() for n, b in model.named_buffers()]
+    if not all(sound):
         raise UserError(
             f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
         )

@@ -64,7 +64,13 @@ def draws(model: str, width: int, classes: int, image_size: int, images: int = 2
         before = torch.get_rng_state()
         check_logits(network.train(), x[:images], classes, model)
         drawn = not torch.equal(before, torch.get_rng_state())
+        before = torch.get_rng_state()
         check_logits(network.eval(), x, classes, model)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise UserError(
+                f"{model} draws random numbers in eval mode, too, so nothing it says is twice the "
+                "same: F.dropout takes training=self.training"
+            )
         return drawn
 
 

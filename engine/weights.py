@@ -38,12 +38,14 @@ def read_weights(path: Path) -> tuple[str, State]:
         raise UserError(
             f"--weights {path} has no state_dict, neither as a whole nor under {', '.join(NESTED)}"
         )
+    found = {name: value for name, value in found.items() if name != AVERAGED}
     for prefix in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
     return hashlib.sha256(raw).hexdigest()[:12], found
 
 
+AVERAGED = "n_averaged"  # torch's AveragedModel counts its updates beside the weights
 NESTED = ("state_dict", "model_state_dict", "model", "net", "state")
 
 
@@ -82,7 +84,10 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
         theirs, ours = (list(state[other[0]].shape) for state in (weights, own))
         raise UserError(f"--weights are not of {cell.model}: {other[0]} is {theirs}, not {ours}")
     with guarded("--weights"):  # tensors may be sparse, without content, of no type for arithmetic
-        finite = all(torch.isfinite(value.float()).all() for value in weights.values())
+        finite = all(  # or as it was made: a mask's -inf
+            (torch.isfinite(value.float()) | (value == own[name])).all()
+            for name, value in weights.items()
+        )
     if not finite:
         raise UserError("--weights has some that are not finite")
     return weights

@@ -170,7 +170,7 @@ def tree_key(trees: dict[str, Tree]) -> str:
 def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels. Raises UserError for a file that cannot be read as an image."""
     images = np.empty((len(tree.files), size, size, 3), np.uint8)
-    sizes, peaks = Counter(), []
+    sizes, peaks, broken = Counter(), [], []
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     for i, (path, _) in enumerate(tqdm(tree.files, f"decoding {name}", disable=None)):
@@ -178,13 +178,18 @@ def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
             with Image.open(path, formats=formats) as image:
                 if image.mode.startswith("I"):  # (not getextrema: big-endian ones have none)
                     peaks.append(int(np.asarray(image).max()))
+                wide = ";16" in str(image.tile)  # of three channels Pillow keeps the high byte
                 pixels = rgb(image)
+                if wide and not image.mode.startswith("I"):
+                    peaks.append(257 * max(high for _, high in pixels.getextrema()))
         except Exception as error:  # Pillow's decoders raise whatever they like
-            raise UserError(
-                f"cannot read the image {path} ({brief(error)}): mend or remove it"
-            ) from None
+            broken.append(f"{path} ({brief(error)})")
+            continue
         sizes[pixels.size] += 1
         images[i] = np.asarray(pixels.resize((size, size)))
+    if broken:
+        what = "the image" if len(broken) == 1 else f"{len(broken)} images,"
+        raise UserError(f"cannot read {what} {listed(broken)}: mend or remove them")
     others = len(images) - sizes.pop((size, size), 0)
     if others:
         (width, height), _ = sizes.most_common(1)[0]

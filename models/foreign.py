@@ -46,23 +46,39 @@ class Imported(NamedTuple):
             raise UserError(f"{self.name} returns a {kind}, and a torch.nn.Module is wanted")
         if channels_first in model._forward_pre_hooks.values():
             raise UserError(f"{self.name} returns the same module again, and every run trains one")
-        if any(map(is_lazy, model.parameters())):  # their first weights would come with a batch
+        # Their first values would come with a batch.
+        if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
             raise UserError(f"{self.name} has lazy layers: name the sizes of their inputs")
-        # Its `x.view(len(x), -1)` needs the channels first in memory.
-        model.CHANNELS_LAST = False
-        model.register_forward_pre_hook(channels_first)
+        with guarded(self.name):  # a scripted module refuses
+            # Its `x.view(len(x), -1)` needs the channels first in memory.
+            model.CHANNELS_LAST = False
+            model.register_forward_pre_hook(channels_first)
         return model
 
 
+CLASSES = ("num_classes", "classes", "n_classes", "nclasses", "num_class", "num_labels")
+
+
 def with_classes(call: Callable, classes: int) -> nn.Module:
-    """Call it with the number of classes: as num_classes or classes, else the first argument."""
+    """Call it with the number of classes: under a name of CLASSES, else as the first argument.
+
+    Raises UserError where that has a default: it may be a depth, or whether to load weights.
+    """
     try:
         parameters = inspect.signature(call).parameters
     except ValueError:  # written in C
         parameters = {}
-    for name in ("num_classes", "classes"):
+    for name in CLASSES:
         if name in parameters:
             return call(**{name: classes})
+    first = next(iter(parameters.values()), None)
+    if first is not None and first.default is not first.empty:
+        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            return call(num_classes=classes)
+        raise UserError(
+            f"which argument of {getattr(call, '__name__', 'it')} is the number of classes? Its "
+            f"first, {first.name}, has a default, and none is called num_classes"
+        )
     return call(classes)
 
 
@@ -81,6 +97,8 @@ def imported(text: str) -> Imported:
     if call is None:
         own = [name for name in vars(module) if not name.startswith("_")]
         raise UserError(f"{where} has no {attribute}{close_to(attribute, own)}")
+    if isinstance(call, nn.Module):
+        raise UserError(f"{text} is a network already: name its class, or a function that makes it")
     if not callable(call):
         raise UserError(f"{text} is a {type(call).__name__}, and cannot be called for a network")
     source = Path(module.__file__)

@@ -4,9 +4,11 @@ import os
 import random
 import re
 import shutil
+import struct
 import tempfile
 import time
 from pathlib import Path
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -313,6 +315,30 @@ def test_sixteen_bits_that_hold_fewer_are_said(tree, capfd):
     )
     save(tree, Image.fromarray((RAMP // 5).astype(np.uint16)), ".png")
     with pytest.raises(UserError, match="pixels from 0 to 204: save 8 bits"):
+        load("folder", tree, CPU)
+
+
+def test_colours_of_sixteen_bits_that_hold_fewer_are_said(tree, capfd):
+    """Pillow reads their high byte alone, so that those of 12 bits are nearly black."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    for top, said in ((4095, True), (65535, False)):
+        pixels = np.linspace(0, top, 32 * 32 * 3).astype(">u2").reshape(32, 32 * 3)
+        lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+        header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)  # 16 bits, RGB
+        parts = ((b"IHDR", header), (b"IDAT", compress(lines)), (b"IEND", b""))
+        png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+        (tree / "train" / "ant" / "0.png").write_bytes(png)
+        load("folder", tree, CPU)
+        assert ("no pixel of the 1 images with 16 bits" in capfd.readouterr().err) == said
+
+
+def test_all_images_that_cannot_be_read_are_named_at_once(tree):
+    for number in range(5):
+        (tree / "train" / "ant" / f"bad{number}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read 5 images, .*bad0.*bad1.*bad2.* and 2 more"):
         load("folder", tree, CPU)
 
 

@@ -165,6 +165,26 @@ HOSTILE = {
         NET + "net = Net(num_classes=2)\ndef Net(classes): return net",
         "returns the same module again",
     ),
+    "scripted": (
+        "def Net(classes):\n    parts = nn.Flatten(), nn.Linear(3072, classes)\n"
+        "    return torch.jit.script(nn.Sequential(*parts))",
+        "raised RuntimeError",
+    ),
+    "lazy buffers": (
+        "def Net(classes):\n    norm = nn.LazyBatchNorm2d(affine=False)\n"
+        "    return nn.Sequential(norm, nn.Flatten(), nn.Linear(3072, classes))",
+        "has lazy layers",
+    ),
+    "a depth first": (
+        NET.replace("num_classes", "k") + "def unused(): pass",
+        "which argument of Net is the number of classes? Its first, depth, has a default",
+    ),
+    "a network": (NET + "Net = Net(num_classes=2)", "is a network already"),
+    "draws if measured": (
+        NET + "class Drop(Net):\n    def forward(self, x):\n"
+        "        return nn.functional.dropout(super().forward(x))\nNet = Drop",
+        "draws random numbers in eval mode",
+    ),
     "another dtype": ("torch.set_default_dtype(torch.float64)" + NET, "raised RuntimeError"),
 }
 
@@ -182,6 +202,41 @@ def test_a_file_that_is_no_network_is_one_line(run, capsys, kind):
     assert run(train_student.main, "--student", write(f"{name}.py", text) + ":Net") == 2
     assert says in one_line(capsys)
     assert not list(Path("out/checkpoints").glob("*.pt"))
+
+
+def test_a_mask_of_infinities_is_no_damage(run, capsys):
+    """As a teacher from weights elsewhere, and as a checkpoint of this project."""
+    text = NET.replace("self.fc =", "self.register_buffer('mask', torch.full((2,), -torch.inf))\n"
+                       "        self.fc =")  # fmt: skip
+    net = write("masked.py", text) + ":Net"
+    assert run(train_teacher.main, "--model", net) == 0
+    [left] = Path("out/checkpoints").glob("*teacher*.pt")
+    stored = torch.load(left, weights_only=True)["state"]
+    assert not torch.isfinite(stored["mask"]).any()
+    torch.save(stored, "theirs.pt")
+    taken = ["--model", net, "--weights", "theirs.pt", "--epochs", 0, "--seed", 1]
+    assert run(train_teacher.main, *taken) == 0
+    assert run(distill.main, "--teacher-model", net, "--teacher-seed", 1) == 0
+    torch.save(stored | {"mask": torch.tensor([1, torch.nan])}, "theirs.pt")
+    capsys.readouterr()
+    assert run(train_teacher.main, *taken, "--overwrite") == 2
+    assert "not finite" in one_line(capsys)
+
+
+def test_the_number_of_classes_goes_where_it_belongs(run):
+    """The signature of many collections: the first argument is whether to load weights."""
+    text = NET + "def zoo(pretrained=False, **how):\n    assert not pretrained\n"
+    text += "    return Net(**how)\n"
+    assert run(train_student.main, "--student", write("zoo.py", text) + ":zoo") == 0
+    text = NET.replace("num_classes", "n_classes")
+    assert run(train_student.main, "--student", write("other.py", text) + ":Net") == 0
+
+
+def test_averaged_weights_are_those_of_their_network(run):
+    state = foreign_weights("plain.pt")
+    averaged = {"n_averaged": torch.tensor(7)} | {f"module.{n}": v for n, v in state.items()}
+    torch.save(averaged, "averaged.pt")
+    assert run(train_teacher.main, *TAKEN, "averaged.pt") == 0
 
 
 def test_a_file_may_print_and_have_neighbours_and_no_convolution(run, capsys):
