@@ -169,6 +169,8 @@ def train_apart(
         every = parallel.all_gather(run.ranks, (found, error))
     except parallel.Left:
         run.keeper.saved(run.keeper.signal)  # leaves by the signal, where one came
+        if error:  # its own, which it had from before
+            raise parallel.OwnError(error) from None
         raise
     if errors := [theirs for _, theirs in every if theirs]:
         raise UserError(errors[0])

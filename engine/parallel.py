@@ -114,6 +114,8 @@ def all_gather(ranks: Ranks, item: Any) -> list[Any]:
     items = [None] * ranks.world
     try:
         dist.all_gather_object(items, item)
+    except torch.OutOfMemoryError:  # this rank's own
+        raise
     except RuntimeError as error:
         raise Left(f"another process of this command has ended ({brief(error)})") from None
     return items

@@ -178,18 +178,17 @@ def decode(tree: Tree, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
             with Image.open(path, formats=formats) as image:
                 if image.mode.startswith("I"):  # (not getextrema: big-endian ones have none)
                     peaks.append(int(np.asarray(image).max()))
-                wide = ";16" in str(image.tile)  # of three channels Pillow keeps the high byte
+                if "RGB;16" in str(image.tile):  # of three channels Pillow keeps the high byte
+                    peaks.append(257 * max(high for _, high in image.getextrema()))
                 pixels = rgb(image)
-                if wide and not image.mode.startswith("I"):
-                    peaks.append(257 * max(high for _, high in pixels.getextrema()))
         except Exception as error:  # Pillow's decoders raise whatever they like
             broken.append(f"{path} ({brief(error)})")
             continue
         sizes[pixels.size] += 1
         images[i] = np.asarray(pixels.resize((size, size)))
     if broken:
-        what = "the image" if len(broken) == 1 else f"{len(broken)} images,"
-        raise UserError(f"cannot read {what} {listed(broken)}: mend or remove them")
+        what = f"{len(broken)} images," if len(broken) > 1 else "the image"
+        raise UserError(f"cannot read {what} {listed(broken)}: mend or remove what cannot be read")
     others = len(images) - sizes.pop((size, size), 0)
     if others:
         (width, height), _ = sizes.most_common(1)[0]

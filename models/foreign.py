@@ -72,7 +72,7 @@ def with_classes(call: Callable, classes: int) -> nn.Module:
         if name in parameters:
             return call(**{name: classes})
     first = next(iter(parameters.values()), None)
-    if first is not None and first.default is not first.empty:
+    if first is not None and (first.kind is first.VAR_KEYWORD or first.default is not first.empty):
         if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
             return call(num_classes=classes)
         raise UserError(

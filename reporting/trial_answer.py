@@ -186,8 +186,9 @@ def findings(trial: Trial) -> list[str]:
             more = beside(trial, tests.loc[[("kd", side)]], "that")
             where = places_in(tests.loc[[(side, "alone")]])
             some = f", tried at {named_places(trial, where)}" * (len(where) < len(trial.whole))
-            if any(on_first_draw(trial, (*place, side)) for place in where):
-                some += ", on the first draw of the images alone"
+            first = [place for place in where if on_first_draw(trial, (*place, side))]
+            if first:
+                some += f", with {named_places(trial, first)} only on their first draw"
             controls.append(
                 f"With {ABOUT[side]} ({side}){some}: {what}. Plain distillation: {more}."
             )

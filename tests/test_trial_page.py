@@ -355,7 +355,7 @@ def test_a_control_on_the_first_draw_of_several_is_said_to_be(golden):
     assert (kd.draws, kd.n) == (1, FRESH)
     told = text(rows)
     assert "| 500 | cnn | kd-random, first draw |" in told and "and so are the runs that" in told
-    assert "(kd-random), on the first draw of the images alone: " in told
+    assert "(kd-random), with 500 images only on their first draw: " in told
     assert "first draw" not in text(golden)
 
 
