@@ -23,7 +23,7 @@ from engine.teacher import Teacher, load_teacher
 from engine.weights import fitting
 from images.sources import Data, load
 from models import code_of, file_name
-from utils import Diverged, UserError, check_writable, load_checkpoint, note, say
+from utils import Diverged, OwnError, UserError, check_writable, load_checkpoint, note, say
 
 
 def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def train_apart(
     except parallel.Left:
         run.keeper.saved(run.keeper.signal)  # leaves by the signal, where one came
         if error:  # its own, which it had from before
-            raise parallel.OwnError(error) from None
+            raise OwnError(error) from None
         raise
     if errors := [theirs for _, theirs in every if theirs]:
         raise UserError(errors[0])

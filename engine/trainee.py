@@ -63,15 +63,14 @@ def draws(model: str, width: int, classes: int, image_size: int, images: int = 2
             raise UserError(f"{model} has no weights to train")
         before = torch.get_rng_state()
         check_logits(network.train(), x[:images], classes, model)
-        drawn = not torch.equal(before, torch.get_rng_state())
-        before = torch.get_rng_state()
+        between = torch.get_rng_state()
         check_logits(network.eval(), x, classes, model)
-        if not torch.equal(before, torch.get_rng_state()):
+        if not torch.equal(between, torch.get_rng_state()):
             raise UserError(
                 f"{model} draws random numbers in eval mode, too, so nothing it says is twice the "
                 "same: F.dropout takes training=self.training"
             )
-        return drawn
+        return not torch.equal(before, between)
 
 
 @contextmanager

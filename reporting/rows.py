@@ -37,6 +37,7 @@ METRICS = {
     "val": ("val_epoch_test_acc", "best_val_acc"),  # test accuracy at validation's best epoch
 }
 ALONE, CONTROL, T2 = "alone", "control", " × T²"
+FLAGS = ("scale_t2", "auto_beta")
 YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0", "")
 NO_TEMPERATURE = 0.0  # stands for a blank, so that a cell is found by (alpha, temperature)
 CELL = ["student", "variant", "alpha", "temperature"]
@@ -94,12 +95,11 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
                 f"results.csv has something that is no number under {name}: mend that row"
             ) from None
     rows[list(NUMBERS)] = rows[list(NUMBERS)].replace([np.inf, -np.inf], np.nan)
-    for name in TEXT:
+    for name in (*TEXT, *FLAGS):
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     rows["method"] = rows.method.replace("", "none")
-    for name in ("scale_t2", "auto_beta"):
-        words = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
-        words = words.str.strip().str.lower()
+    for name in FLAGS:
+        words = rows[name].str.strip().str.lower()
         if not (known := words.isin([*YES, *NO])).all():
             raise UserError(
                 f"results.csv has {words[~known].iloc[0]} under {name}, which is True or False: "
@@ -113,9 +113,8 @@ def clean(rows: pd.DataFrame) -> pd.DataFrame:
     known = measured.transform("first").where(measured.transform("nunique") == 1)
     rows["test_data"] = rows.test_data.fillna(known)
     rows.loc[rows.method == "none", ["temperature", "beta"]] = np.nan  # have no meaning there
-    blanks = {"alpha": 0.0, "temperature": NO_TEMPERATURE, "val_size": 0.0, "draw": 0.0}
-    blanks["soft_warmup"] = 0.0
-    rows = rows.fillna(blanks)
+    blanks = dict.fromkeys(("alpha", "val_size", "draw", "soft_warmup"), 0.0)
+    rows = rows.fillna(blanks | {"temperature": NO_TEMPERATURE})
     rows["student"] = [student_name(*pair) for pair in zip(rows.model, rows.width, strict=True)]
     rows["curve"] = [curve(row.test_curve, row.run_id) for row in rows.itertuples()]
     # The best of ten measured epochs is lower than that of a hundred (--eval-every).

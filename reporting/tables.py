@@ -253,11 +253,11 @@ def taught_by(protocol: Protocol) -> str:
         f"{model}, {several(rows.test_acc)} in its last epoch"
         for model, rows in known.groupby("student")
     ]
+    remeasured = set(protocol.teachers.run_id) - set(known.run_id)
     away = taught[~taught.teacher.isin(known.run_id) | other]
     shas = away.teacher_sha.astype(object).fillna(NONE)  # without any they are read as numbers
     for (name, sha), rows in away.groupby(["teacher", shas]):
-        remeasured = name in set(protocol.teachers.run_id) - set(known.run_id)
-        where = "" if remeasured else " from elsewhere"
+        where = "" if name in remeasured else " from elsewhere"
         grade = "" if rows.teacher_acc.isna().all() else f", {several(rows.teacher_acc[:1])} here"
         parts.append(f"{name}{where} (checkpoint {sha}){grade}")
     return "; ".join(parts) or NONE
