@@ -14,6 +14,7 @@ import flags
 from engine.cells import Cell
 from engine.grid import run_command
 from engine.weights import moments_text, read_weights
+from images.sources import REFERENCE_MEAN, REFERENCE_STD
 from utils import UserError, run_script
 
 
@@ -24,14 +25,18 @@ def main(argv: list[str] | None = None) -> None:
     args = flags.parse(parser, argv)
     [width] = flags.widths_of(args.model, args.width and [args.width])
     own = {"lr": args.lr, "weight_decay": args.weight_decay, "teaches": True}
-    if args.mean or args.std:
-        if args.normalization != parser.get_default("normalization"):
-            raise UserError("--normalization has no effect beside --mean and --std: leave it out")
-        args.normalization = moments_text(args.mean, args.std)
+    by_default = args.normalization == parser.get_default("normalization")
+    moments = None
     if args.weights:
-        own["weights"], args.weights = read_weights(args.weights)
+        own["weights"], args.weights, moments = read_weights(args.weights)
     elif not args.epochs:
         raise UserError("--epochs 0 takes weights as they are: name them with --weights")
+    if args.mean or args.std:
+        if not by_default:
+            raise UserError("--normalization has no effect beside --mean and --std: leave it out")
+        args.normalization = moments_text(args.mean, args.std)
+    elif moments and by_default and moments != ([*REFERENCE_MEAN], [*REFERENCE_STD]):
+        args.normalization = moments_text(*moments)  # a checkpoint's of this project are known
     run_command([Cell(args.model, width, seed, **own) for seed in dict.fromkeys(args.seed)], args)
 
 

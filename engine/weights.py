@@ -10,17 +10,16 @@ from torch import Tensor
 from engine.cells import Cell, Settings
 from models import build
 from models.foreign import guarded
-from utils import UserError, brief, listed, note
+from utils import UserError, brief, listed, note, what_is_wrong
 
 State = dict[str, Tensor]
 
 
-def read_weights(path: Path) -> tuple[str, State]:
-    """The first 12 hex digits of a file's SHA-256, and its weights by name.
+def read_weights(path: Path) -> tuple[str, State, tuple[list, list] | None]:
+    """The first 12 hex digits of a file's SHA-256, its weights by name, and its mean and std.
 
-    A state_dict, or one under one of NESTED (this project's checkpoints have `state`);
-    `module.` and `_orig_mod.`, which data-parallel training and torch.compile put before every
-    name, are left out. Raises UserError.
+    A state_dict, or one under one of NESTED. Only this project's checkpoints have mean and std.
+    Raises UserError.
     """
     try:
         raw = path.read_bytes()
@@ -39,10 +38,9 @@ def read_weights(path: Path) -> tuple[str, State]:
             f"--weights {path} has no state_dict, neither as a whole nor under {', '.join(NESTED)}"
         )
     found = {name: value for name, value in found.items() if name != AVERAGED}
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return hashlib.sha256(raw).hexdigest()[:12], found
+    ours = what_is_wrong(content) is None
+    moments = (content["mean"], content["std"]) if ours else None
+    return hashlib.sha256(raw).hexdigest()[:12], found, moments
 
 
 AVERAGED = "n_averaged"  # torch's AveragedModel counts its updates beside the weights
@@ -64,6 +62,7 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     Where they are of other classes and are to be trained, those of the last layer are left out.
     """
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
+    weights = without_wrapper(weights, own)
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     # A batch norm counts its batches since 2018; older weights lack that, and nothing reads it.
     if unknown or not all(name.endswith("num_batches_tracked") for name in missing):
@@ -90,6 +89,16 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
         )
     if not finite:
         raise UserError("--weights has some that are not finite")
+    return weights
+
+
+def without_wrapper(weights: State, own: State) -> State:
+    """Leave out what wrappers put before every name, as `module.`, `_orig_mod.` and `model.`."""
+    while not own.keys() & weights.keys():
+        first = {name.partition(".")[0] for name in weights}
+        if len(first) > 1 or not all("." in name for name in weights):
+            break
+        weights = {name.partition(".")[2]: value for name, value in weights.items()}
     return weights
 
 

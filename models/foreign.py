@@ -50,6 +50,8 @@ class Imported(NamedTuple):
         if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
             raise UserError(f"{self.name} has lazy layers: name the sizes of their inputs")
         with guarded(self.name):  # a scripted module refuses
+            if model.train() is not model:
+                raise UserError(f"{self.name} has a method train that does not return self")
             # Its `x.view(len(x), -1)` needs the channels first in memory.
             model.CHANNELS_LAST = False
             model.register_forward_pre_hook(channels_first)
@@ -203,6 +205,8 @@ def check_logits(model: nn.Module, x: Tensor, classes: int, name: str) -> None:
         )
     if not logits.is_floating_point() or not torch.isfinite(logits).all():
         raise UserError(f"{name} has logits that are not finite before it has learned anything")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0])):
+        raise UserError(f"{name} returns probabilities, and logits are wanted: drop its softmax")
     if model.training and not logits.requires_grad:
         raise UserError(f"{name} has logits that no gradient comes back from")
 

@@ -160,6 +160,16 @@ HOSTILE = {
     ),
     "one batch size": (NET.replace("x.view(len(x)", "x.view(2"), "raised RuntimeError"),
     "no gradient": (NET.replace("-1)))", "-1))).detach()"), "no gradient comes back"),
+    "probabilities": (
+        NET.replace("return self.fc", "x = self.fc").replace(
+            "-1)))", "-1)))\n        return x.softmax(1)"
+        ),
+        "returns probabilities",
+    ),
+    "train gives nothing": (
+        NET + "    def train(self, mode=True):\n        super().train(mode)\n",
+        "train that does not return self",
+    ),
     "lazy": (NET.replace("nn.Linear(8 * 64, ", "nn.LazyLinear("), "has lazy layers"),
     "once": (
         NET + "net = Net(num_classes=2)\ndef Net(classes): return net",
@@ -309,7 +319,7 @@ def test_torchvisions_checkpoint_loads_by_itself_and_a_strangers_name_does_not(r
 def test_from_foreign_weights_to_students_and_the_report(run, capsys):
     """Taken as they are, measured, and then a teacher as any; features between two strangers."""
     state = foreign_weights("theirs.pt")
-    wrapped = {"net": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
+    wrapped = {"net": {f"model.module.{name}": v for name, v in state.items()}, "epoch": 3}
     torch.save(wrapped, "wrapped.pt")
     moments = ["--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
     taken = *TAKEN, "wrapped.pt", *moments, "--keep", "best"
@@ -507,3 +517,13 @@ def test_weights_may_be_compiled_or_from_before_batches_were_counted(run):
         )
         == 2
     )
+
+
+def test_a_checkpoint_of_this_project_keeps_its_normalisation(run):
+    own = ["--model", "resnet8", "--mean", 0.1, 0.2, 0.3, "--std", 0.4, 0.5, 0.6]
+    assert run(train_teacher.main, *own) == 0
+    [path] = Path("out/checkpoints").glob("*.pt")
+    again = ["--model", "resnet8", "--weights", path, "--epochs", 0, "--seed", 1]
+    assert run(train_teacher.main, *again) == 0
+    first, second = read_rows(csv_path(Path("out"))).itertuples()
+    assert second.normalization == first.normalization and second.test_loss == first.test_loss
