@@ -154,14 +154,10 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     rows = place[place.side == side]
     search, final = (sides.held_out(rows, s) for s in (sides.SEARCH_SEEDS, sides.FINAL_SEEDS))
     search, count = search.dropna(), sides.keep(asked.tries)
-    best, choice = sides.finalists(rows, count), sides.winner(rows, count)
-    final = final[final.index.isin(best)]
     seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
     measured = place[place.side.isin(sides.MAIN) & (place.seed >= sides.FIRST_FRESH)]
     drawn = asked.draws or 1 + int(max(measured.draw, default=0))
     draws = range(1 if side in sides.OWN_TEACHER else drawn)
-    winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
-    winners = winners[winners.test_acc.notna()]
     first, taught = place.iloc[0], set(rows.teacher_seed.dropna()) or {0}  # of all draws
 
     def lost(configs: list[sides.Config], seeds: tuple | range, draws: range = range(1)) -> int:
@@ -172,12 +168,18 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
         ids = {run_id(c, s) for c in cells for d in draws for s in settings_of(first, d)}
         return len(ids & diverged - set(rows.run_id))
 
+    every = sides.searched(side, asked.tries, place) if diverged else []
+    lost_search = lost(every, sides.SEARCH_SEEDS)
+    best, choice = [], None  # until all is searched: the length's runs choose nothing
+    if len(search) + lost_search >= asked.tries:
+        best, choice = sides.finalists(rows, count), sides.winner(rows, count)
+    final = final[final.index.isin(best)]
+    winners = rows[(rows.config == choice) & rows.seed.isin(seeds) & rows.draw.isin(draws)]
+    winners = winners[winners.test_acc.notna()]
     winning = [] if choice is None else [sides.config(rows, choice)]
     finals = [sides.config(rows, number) for number in best]
-    every = sides.searched(side, asked.tries, place) if diverged else []
-    lost_search, tries = lost(every, sides.SEARCH_SEEDS), int(final.notna().sum(axis=None))
-    tried = bool(best) and len(search) + lost_search >= asked.tries
-    tried &= tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS)
+    tries = int(final.notna().sum(axis=None))
+    tried = tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS) > 0
     seen = {sides.config_of(row) for row in rows.itertuples()} | set(every if lost_search else ())
     return {
         "search": len(search),

@@ -151,6 +151,17 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="trial_answer")
 
 
+def test_nothing_is_chosen_before_all_is_searched():
+    """The runs that find the length have the final's seeds."""
+    rows = [line for side in sides.MAIN for line in one_side(side, 1000, 16, 0.5)]
+    searched = [row for row in rows if row["method"] == "smooth" and row["seed"] == 0]
+    won = {row["lr"] for row in rows if row["seed"] == sides.FIRST_FRESH}
+    spare = next(row for row in searched if row["lr"] not in won)
+    found = read([row for row in rows if row is not spare])
+    assert "| 1,000 | cnn | smooth | 19 of 20 | 0 of 6 | 0 of 5 |" in page.unfinished(found)
+    assert "| smooth |" not in page.choices(found) and "| kd |" in page.choices(found)
+
+
 def test_a_trial_with_more_steps_in_the_same_folder_is_the_one_that_is_told():
     rows = [
         line
