@@ -114,8 +114,8 @@ def add_weights(p: Parser) -> None:
         "order")  # fmt: skip
     for what, kind in (("mean", SHARE), ("std", SPREAD)):
         add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
-            help=f"the {what} of its images, of pixels from 0 to 1; unset: as "
-            "--normalization")  # fmt: skip
+            help=f"the {what} of its images, of pixels from 0 to 1; unset: as with a checkpoint of "
+            "this project, else as --normalization")  # fmt: skip
 
 
 def add_model(p: Parser, default: str, sweeps: bool = True) -> None:

@@ -146,6 +146,11 @@ def first_tries(tries: int) -> int:
     return tries - tries // 4
 
 
+def probes() -> list[Config]:
+    """Those of the student alone that tell whether a length is enough: the first, for any TRIES."""
+    return draw("alone", range(PROBES), axes("alone"))
+
+
 def keep(tries: int) -> int:
     """How many go on to the final."""
     return max(2, tries // 10)
@@ -305,13 +310,15 @@ def winner(rows: pd.DataFrame, count: int) -> int | None:
 def length(alone: pd.DataFrame) -> tuple[int, float]:
     """Epochs that are enough at one place, and by how much twice as many moved the student alone.
 
-    That is the best held-out mean over FINAL_SEEDS of the configurations tried at both lengths. The
+    That is the best held-out mean over FINAL_SEEDS of the `probes` tried at both lengths. The
     shortest that doubling moved by less than ENOUGH, else the longest tried, and 0 of no rows; NaN:
     not doubled.
     """
-    means, moved = {}, math.nan
+    means, moved, asked = {}, math.nan, set(probes())
     for epochs, part in alone.groupby("epochs"):
-        means[int(epochs)] = held_out(part, FINAL_SEEDS).dropna().mean(axis=1)
+        # Others are no probes, or what is found would change when they are tried at both lengths.
+        mine = part[np.array([config_of(row) in asked for row in part.itertuples()], bool)]
+        means[int(epochs)] = held_out(mine, FINAL_SEEDS).dropna().mean(axis=1)
     for short, long in pairwise(sorted(means)):
         both = means[short].index.intersection(means[long].index)
         if long == 2 * short and len(both):

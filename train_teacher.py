@@ -14,7 +14,7 @@ import flags
 from engine.cells import Cell
 from engine.grid import run_command
 from engine.weights import moments_text, read_weights
-from images.sources import REFERENCE_MEAN, REFERENCE_STD
+from images.sources import reference_moments
 from utils import UserError, run_script
 
 
@@ -28,15 +28,16 @@ def main(argv: list[str] | None = None) -> None:
     by_default = args.normalization == parser.get_default("normalization")
     moments = None
     if args.weights:
-        own["weights"], args.weights, moments = read_weights(args.weights)
+        own["weights"], args.weights = read_weights(args.weights)
+        moments = args.weights.moments  # known of a checkpoint of this project
     elif not args.epochs:
         raise UserError("--epochs 0 takes weights as they are: name them with --weights")
     if args.mean or args.std:
         if not by_default:
             raise UserError("--normalization has no effect beside --mean and --std: leave it out")
         args.normalization = moments_text(args.mean, args.std)
-    elif moments and by_default and moments != ([*REFERENCE_MEAN], [*REFERENCE_STD]):
-        args.normalization = moments_text(*moments)  # a checkpoint's of this project are known
+    elif moments and by_default and moments != reference_moments(args.dataset):
+        args.normalization = moments_text(*moments)
     run_command([Cell(args.model, width, seed, **own) for seed in dict.fromkeys(args.seed)], args)
 
 

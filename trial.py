@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.plan:
         import trial_cost  # a stage needs none of it
 
+        rows_there(args)  # raises before anything is trained
         say(trial_cost.plan(args))
         return
     args.images = args.train_size or left_over(args)
@@ -71,12 +72,18 @@ def main(argv: list[str] | None = None) -> None:
     here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     args.eval_every = args.epochs = args.t_max = length_here(args, here, known)
+    longest = here.epochs[(here.side == "alone") & (here.seed >= sides.FIRST_FRESH)].max()
+    if longest > args.epochs:
+        raise UserError(
+            f"{csv_path(args.out_dir)} has a trial of {longest:.0f} epochs here, and its page has "
+            f"the longest: this one has {args.epochs}: choose another --out-dir"
+        )
     here = here[here.epochs == args.epochs]
     asked = sides.asked_for(here, args.tries)
     if args.stage == "images":
         import trial_images  # the other stages need none of it
 
-        trial_images.evaluate(fresh_here(args, asked), asked, args)
+        trial_images.evaluate(fresh_here(args, asked), rows_here(args), args)
         return
     meet_control(args, asked)
     settings = settings_of(args)
@@ -122,8 +129,7 @@ def epochs_of(images: int, steps: int = STEPS, batch_size: int = Settings.batch_
 
 def probes(args: argparse.Namespace) -> list[Cell]:
     """The runs of the student alone that tell whether a length is enough."""
-    return cells_for(args, "alone", sides.searched("alone", args.tries)[: sides.PROBES],
-                     sides.FINAL_SEEDS)  # fmt: skip
+    return cells_for(args, "alone", sides.probes(), sides.FINAL_SEEDS)
 
 
 def length_here(args: argparse.Namespace, here: pd.DataFrame, known: set[str]) -> int:
@@ -168,12 +174,13 @@ def cells_of(args: argparse.Namespace, here: pd.DataFrame) -> list[Cell]:
     cells, count = [], sides.keep(args.tries)
     for side in dict.fromkeys(args.sides):
         mine, seeds = here[here.side == side], sides.SEARCH_SEEDS
+        needed = {"widen": (*sides.MAIN, side), "search": ("alone",) * (side == "kd-same")}
+        for one in needed.get(args.stage, ()):
+            if not (here.side == one).any():
+                raise UserError(f"nothing is known of {one} here: run --stage search first")
         if args.stage == "search":
             configs = sides.searched(side, args.tries)
         elif args.stage == "widen":
-            lacking = [one for one in (*sides.MAIN, side) if not (here.side == one).any()]
-            if lacking:
-                raise UserError(f"nothing is known of {lacking[0]} here: run --stage search first")
             configs = sides.searched(side, args.tries, here)
         elif args.stage == "final":
             seeds = sides.FINAL_SEEDS
@@ -212,13 +219,22 @@ def fresh_here(args: argparse.Namespace, here: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_here(args: argparse.Namespace) -> pd.DataFrame:
-    """The sides' rows at this place, with these settings, of any length and draw."""
+    """The sides' rows at this place, of any length and draw."""
+    rows = rows_there(args)
+    return rows[(rows.width == args.width) & (rows.train_size == args.images)]
+
+
+def rows_there(args: argparse.Namespace) -> pd.DataFrame:
+    """The sides' rows in --out-dir. Raises UserError where they are of another trial."""
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
-    here = (rows.model == args.student) & (rows.width == args.width)
-    for name in PROTOCOL:
-        if name not in (*CHANGING, "train_size"):
-            here &= rows[name] == getattr(args, name)
-    return rows[here & (rows.train_size == args.images)]
+    same = {name: getattr(args, name) for name in PROTOCOL if name not in (*CHANGING, "train_size")}
+    for name, value in {"model": args.student, **same}.items():
+        if other := [one for one in rows[name].unique() if one != value]:
+            raise UserError(
+                f"{csv_path(args.out_dir)} has a trial with {name} {other[0]}, and this one has "
+                f"{value}: give each an --out-dir of its own"
+            )
+    return rows
 
 
 def meet_control(args: argparse.Namespace, here: pd.DataFrame) -> None:

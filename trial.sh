@@ -54,15 +54,15 @@ TEACHER_MODEL=$(files_from_caller "${TEACHER_MODEL:-resnet18}")
 if [ -n "$QUICK" ]; then
     : "${DATASET:=shapes}" "${OUT_DIR:=quick/trial}" "${STEPS:=60}" "${DOUBLINGS:=1}" "${TRIES:=8}"
     : "${FRESH:=4}" "${TEACHER_FLAGS:=--epochs 5 --t-max 5 --lr 0.05 --momentum 0.9 --batch-size 64}"
-    case "$TEACHER_MODEL" in resnet18*) TEACHER_FLAGS="--width 8 $TEACHER_FLAGS" ;; esac
+    case "$TEACHER_MODEL " in "resnet18 "*) TEACHER_FLAGS="--width 8 $TEACHER_FLAGS" ;; esac
     case "$DATASET" in shapes) : "${SIZES=100 300}" "${SIZE:=300}" "${VAL_SIZE:=1000}" ;; esac
-    case "$STUDENT" in cnn*) : "${WIDTH:=8}" "${WIDTHS=4}" ;; esac
+    case "$STUDENT " in "cnn "*) : "${WIDTH:=8}" "${WIDTHS=4}" ;; esac
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}"
 case "$DATASET" in
 cifar*)
     : "${VAL_SIZE:=5000}" "${SIZES=500 1000 2000 5000 10000 45000}" "${SIZE:=5000}"
-    case "$STUDENT" in cnn*) : "${WIDTHS=4 8 16 32 64}" ;; esac
+    case "$STUDENT " in "cnn "*) : "${WIDTHS=4 8 16 32 64}" ;; esac
     ;;
 esac
 : "${WIDTH:=}" "${WIDTHS:=}" "${STEPS:=2000}" "${DOUBLINGS:=2}" "${TRIES:=60}" "${FRESH:=}" "${DRAWS:=1}"
@@ -77,11 +77,26 @@ if [ -z "${VAL_SIZE:-}" ]; then # what the data allow
     found=$(launch 1 trial.py $FLAGS --sizes)
     VAL_SIZE=${found% *} SIZES=${SIZES-${found#* }}
 fi
-: "${SIZES=0}" "${SIZE:=${SIZES##* }}"
-for size in $SIZES $SAME_TEACHER $SIZE $VAL_SIZE $TRIES $DRAWS $DOUBLINGS; do
-    case "$size" in
-    0?* | *[!0-9]*)
-        echo "error: $size is no number of images, tries, draws or doublings" >&2
+: "${SIZES=0}"
+SIZES=$(echo $SIZES) # without blanks around it
+: "${SIZE:=${SIZES##* }}"
+for number in $SIZES $SAME_TEACHER $WIDTHS "${SIZE:-0}" "${WIDTH:-0}" "$VAL_SIZE" "$TRIES" "$DRAWS" "$DOUBLINGS"; do
+    case "$number" in
+    '' | 0?* | *[!0-9]*)
+        echo "error: '$number' is no number of images, widths, tries, draws or doublings" >&2
+        exit 2
+        ;;
+    esac
+done
+for file in "$TEACHER" $TEACHERS; do
+    [ -z "$file" ] || [ -f "$file" ] || {
+        echo "error: there is no file $file, which TEACHER or TEACHERS names" >&2
+        exit 2
+    }
+done
+for side in $METHODS; do
+    case "$side" in kd-random | kd-self | kd-same)
+        echo "error: $side is no method: CONTROLS=$side (kd-same: SAME_TEACHER)" >&2
         exit 2
         ;;
     esac

@@ -49,7 +49,8 @@ def plan(args: argparse.Namespace) -> str:
     args.train_size, args.epochs, args.t_max = 0, 1, 1
     settings = settings_on(device, args)
     data = load_in_turn(settings, args.data_dir, device, parallel.Ranks())
-    places = [(images or len(data.train), width) for images, width in args.plan]
+    places = [(images or len(data.train), width or args.width) for images, width in args.plan]
+    places = list(dict.fromkeys(places))  # its own width may be named, too
     start = time.process_time()  # what this process has spent on imports and images
     widths = {width for _, width in places}
     paces = {width: pace(args, width, settings, data, device, start) for width in widths}

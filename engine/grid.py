@@ -56,7 +56,7 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     if any("response" in cell.families for cell in pending):
         run.sheet = sheet_for(run, args.teacher_cache)
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
-        run.weights = fitting(args.weights, pending[0], len(data.classes), settings)
+        run.weights = fitting(args.weights, pending[0], data.classes, settings)
     complaints = train_groups(cells, pending, run, left)
     parallel.stop()
     if complaints:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,18 @@ from utils import UserError, brief, listed, note, what_is_wrong
 State = dict[str, Tensor]
 
 
-def read_weights(path: Path) -> tuple[str, State, tuple[list, list] | None]:
-    """The first 12 hex digits of a file's SHA-256, its weights by name, and its mean and std.
+class Weights(NamedTuple):
+    """Weights by name; of this project's checkpoints also what their images were."""
 
-    A state_dict, or one under one of NESTED. Only this project's checkpoints have mean and std.
-    Raises UserError.
+    state: State
+    moments: tuple[tuple, tuple] | None = None  # mean and std
+    classes: list[str] | None = None
+
+
+def read_weights(path: Path) -> tuple[str, Weights]:
+    """The first 12 hex digits of a file's SHA-256, and its weights.
+
+    A state_dict, or one under one of NESTED. Raises UserError.
     """
     try:
         raw = path.read_bytes()
@@ -38,9 +46,10 @@ def read_weights(path: Path) -> tuple[str, State, tuple[list, list] | None]:
             f"--weights {path} has no state_dict, neither as a whole nor under {', '.join(NESTED)}"
         )
     found = {name: value for name, value in found.items() if name != AVERAGED}
-    ours = what_is_wrong(content) is None
-    moments = (content["mean"], content["std"]) if ours else None
-    return hashlib.sha256(raw).hexdigest()[:12], found, moments
+    known = ()
+    if what_is_wrong(content) is None:
+        known = (tuple(content["mean"]), tuple(content["std"])), content.get("class_names")
+    return hashlib.sha256(raw).hexdigest()[:12], Weights(found, *known)
 
 
 AVERAGED = "n_averaged"  # torch's AveragedModel counts its updates beside the weights
@@ -56,13 +65,14 @@ def is_state(content: object) -> bool:
     )
 
 
-def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> State:
-    """The weights, checked against the cell's network. Raises UserError.
+def fitting(given: Weights, cell: Cell, names: list[str], settings: Settings) -> State:
+    """The weights, checked against the cell's network and the classes. Raises UserError.
 
     Where they are of other classes and are to be trained, those of the last layer are left out.
     """
+    classes = len(names)
     own = build(cell.model, cell.width, classes, settings.image_size).state_dict()
-    weights = without_wrapper(weights, own)
+    weights = without_wrapper(given.state, own)
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     # A batch norm counts its batches since 2018; older weights lack that, and nothing reads it.
     if unknown or not all(name.endswith("num_batches_tracked") for name in missing):
@@ -82,6 +92,11 @@ def fitting(weights: State, cell: Cell, classes: int, settings: Settings) -> Sta
     if other:
         theirs, ours = (list(state[other[0]].shape) for state in (weights, own))
         raise UserError(f"--weights are not of {cell.model}: {other[0]} is {theirs}, not {ours}")
+    if given.classes and given.classes != names and not settings.epochs:
+        raise UserError(
+            f"--weights tell apart {listed(given.classes, 8)}, in this order, and the classes of "
+            f"the data are {listed(names, 8)}: fine-tune them (--epochs)"
+        )
     with guarded("--weights"):  # tensors may be sparse, without content, of no type for arithmetic
         finite = all(  # or as it was made: a mask's -inf
             (torch.isfinite(value.float()) | (value == own[name])).all()

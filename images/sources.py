@@ -72,7 +72,7 @@ def load(
         "test": to_device(*arrays["test"], slice(None), **how),
         "val": to_device(images, labels, val, **how) if len(val) else None,
     }
-    mean, std = CIFAR100_MOMENTS if dataset == "cifar100" else (REFERENCE_MEAN, REFERENCE_STD)
+    mean, std = reference_moments(dataset)
     if normalization == "data":
         mean, std = channel_moments(splits["train"])
     elif "/" in normalization:  # numbers of a teacher's own
@@ -80,6 +80,11 @@ def load(
     measured_on = crc(splits["test"], crc(splits["val"]) if len(val) else 0)
     return Data(**splits, classes=classes, mean=mean, std=std,
                 fingerprint=crc(splits["train"]), measured_on=measured_on)  # fmt: skip
+
+
+def reference_moments(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that --normalization reference stands for."""
+    return CIFAR100_MOMENTS if dataset == "cifar100" else (REFERENCE_MEAN, REFERENCE_STD)
 
 
 def crc(split: Split, before: int = 0) -> int:

@@ -155,7 +155,8 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     search, final = (sides.held_out(rows, s) for s in (sides.SEARCH_SEEDS, sides.FINAL_SEEDS))
     search, count = search.dropna(), sides.keep(asked.tries)
     seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
-    measured = place[place.side.isin(sides.MAIN) & (place.seed >= sides.FIRST_FRESH)]
+    best = {one: sides.winner(place[place.side == one], count) for one in sides.MAIN}
+    measured = place[(place.side.map(best) == place.config) & (place.seed >= sides.FIRST_FRESH)]
     drawn = asked.draws or 1 + int(max(measured.draw, default=0))
     draws = range(1 if side in sides.OWN_TEACHER else drawn)
     first, taught = place.iloc[0], set(rows.teacher_seed.dropna()) or {0}  # of all draws

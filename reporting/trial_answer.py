@@ -116,7 +116,8 @@ def answers(trial: Trial) -> list[str]:
     bases = based(trial)
     for place in trial.whole:
         kd, smooth = (tests.loc[(*place, side, "alone")] for side in ("kd", "smooth"))
-        text = f"**{named_place(trial, place)}**: {verdict(kd)}: {figure(kd)}; label smoothing, "
+        found = verdict(kd, tests.loc[(*place, "kd", "smooth")])
+        text = f"**{named_place(trial, place)}**: {found}: {figure(kd)}; label smoothing, "
         text += f"without a teacher, {figure(smooth)}"
         unusual = bases[place] != pd.Series(bases).mode()[0]
         told.append(f"{text}{f' (over {bases[place]})' * unusual}.")
@@ -137,11 +138,14 @@ def over(tests: pd.DataFrame) -> str:
     return " or ".join(words)
 
 
-def verdict(test: pd.Series) -> str:
-    """What a difference to the student alone says, in words."""
+def verdict(test: pd.Series, rival: pd.Series) -> str:
+    """What distillation's differences to the student alone and to label smoothing say, in words."""
     small = bool(test.p_small <= LEVEL)
+    if test.sign > 0 and rival.sign < 0:
+        return "a teacher helps, but less than label smoothing"
     if test.sign > 0:
-        return "a teacher is worth it" + ", but less than half a point" * small
+        text = "a teacher is worth it" + ", but less than half a point" * small
+        return text + ", though not shown to be worth more than label smoothing" * (not rival.sign)
     if test.sign < 0:
         return "a teacher does harm" + ", by less than half a point" * small
     return "a teacher changes it by less than half a point" if small else "undecided"
@@ -269,10 +273,16 @@ def elsewhere(trial: Trial, teacher: str) -> pd.DataFrame:
     return trial.teachers[(trial.teachers.run_id == teacher) & (trial.teachers.weights != "")]
 
 
+def is_here(trial: Trial, teacher: str) -> bool:
+    """Whether a teacher, by its run id, was trained in the trial's own out-dir."""
+    return bool((trial.teachers.run_id == teacher).any())
+
+
 def seen_by(trial: Trial, teacher: str) -> str:
     """`all images of the data set`, `... but 5,000` or `1,000 images`, by a teacher's run id.
 
-    Of weights from elsewhere, which its row names, nobody here knows what they saw.
+    A teacher without a row here is known by that name alone. Of weights from elsewhere, which its
+    row names, nobody here knows what they saw.
     """
     own = elsewhere(trial, teacher)
     if len(own):
@@ -280,5 +290,6 @@ def seen_by(trial: Trial, teacher: str) -> str:
     found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
     count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
     if "n" in count:
-        return f"{count['n']} images"
-    return "all images of the data set" + (f" but {count['val']}" if "val" in count else "")
+        return f"{count['n']} images" + " (by its name)" * (not is_here(trial, teacher))
+    text = "all images of the data set" + (f" but {count['val']}" if "val" in count else "")
+    return text + " (by its name)" * (not is_here(trial, teacher))

@@ -24,6 +24,7 @@ from reporting.trial_answer import (
     ABOUT,
     answer,
     elsewhere,
+    is_here,
     named_place,
     on_first_draw,
     seen_by,
@@ -174,7 +175,7 @@ def lengths(trial: Trial) -> list[str]:
     for place, one in trial.lengths.iterrows():
         doubled = f"twice as many move the student alone by {points(one.moved)} points"
         if np.isnan(one.moved):
-            doubled = "whether twice as many do more was not tried"
+            doubled = "whether twice as many do more is not known"
         elif one.moved >= sides.ENOUGH:
             doubled = f"the last doubling moved the student alone by {points(one.moved)} points, "
             doubled += "so more may do more"
@@ -224,7 +225,7 @@ def taught_by(trial: Trial) -> list[str]:
         own = trial.teachers[trial.teachers.run_id == teacher]
         known = pd.concat([part.teacher_acc, own.test_acc]).dropna()  # another may have its name
         grade = f", {percent(known.iloc[0])} % on test" if len(known) else ""
-        held = f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
+        held = is_here(trial, teacher) and f"val{part.val_size.iloc[0]:g}" in teacher.split("-")
         some = "none of them held out" if held else "held-out ones may be among them"
         who = ", ".join(dict.fromkeys(part.side))
         some = "" if len(elsewhere(trial, teacher)) else f", {some}"

@@ -222,7 +222,8 @@ def test_cell_by_cell_it_is_trained_by_itself(exp):
 
 def test_a_stage_that_goes_wrong_ends_its_place_alone(exp, tmp_path):
     """Its later stages would choose from nothing. The other places and the report still come."""
-    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": "t.pt", "WIDTHS": "", "RANKS": "1"}
+    teacher = made(tmp_path / "t.pt")
+    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": teacher, "WIDTHS": "", "RANKS": "1"}
     env |= {"FAILS": "final --train-size 100", "STATUS": "2", "SIZES": "100 400"}
     status, ran, _, _ = exp(1, "--quick", script="trial.sh", **env)
     places = [line.split("--stage ")[1].split(" --sides")[0] for line in ran if "--stage" in line]
@@ -232,11 +233,41 @@ def test_a_stage_that_goes_wrong_ends_its_place_alone(exp, tmp_path):
     assert places == [*broken, *whole] and status == 2
     assert "--plan 100:8 400:8 --ranks 1 --sides alone smooth kd" in ran[0]
     assert "--report" in ran[-1] and ran[-1].endswith("--tries 8 --fresh 4")
-    assert all(f"--teacher {ROOT}/t.pt" in line for line in ran if "search" in line)
+    assert all(f"--teacher {teacher}" in line for line in ran if "search" in line)
+
+
+def made(path: Path) -> str:
+    path.touch()
+    return str(path)
+
+
+def test_what_a_trial_cannot_do_is_said_before_it_starts(exp, tmp_path):
+    """Not after the hours of the stages before."""
+    there = made(tmp_path / "t.pt")
+    for env, says in (
+        ({"TEACHER": "nowhere.pt"}, f"no file {ROOT}/nowhere.pt"),
+        ({"TEACHER": there, "TEACHERS": f"{there} {there}x"}, f"no file {there}x"),
+        ({"METHODS": "sp kd-self"}, "CONTROLS=kd-self"),
+        ({"WIDTH": "8 16"}, "'8 16' is no number"),
+        ({"WIDTHS": "8 x"}, "'x' is no number"),
+    ):
+        status, ran, _, err = exp(0, "--quick", script="trial.sh", **env)
+        assert status == 2 and not ran and says in err and err.count("\n") == 1
+
+
+def test_a_network_whose_name_begins_like_one_of_ours_has_no_width(exp, tmp_path):
+    env = {
+        "OUT_DIR": str(tmp_path / "out"),
+        "STUDENT": "cnn2.py:Net",
+        "TEACHER": made(tmp_path / "t"),
+    }
+    status, ran, _, _ = exp(1, script="trial.sh", SIZES=" 500 1000 ", RANKS="1", **env)
+    assert status == 0 and "--plan 500: 1000: --ranks" in ran[0]
 
 
 def test_any_network_any_images_controls_draws_and_teachers(exp, tmp_path):
-    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": "a b.pt", "TEACHERS": "c.pt d.pt"}
+    files = [made(tmp_path / name) for name in ("a b.pt", "c.pt", "d.pt")]
+    env = {"OUT_DIR": str(tmp_path / "out"), "TEACHER": files[0], "TEACHERS": " ".join(files[1:])}
     env |= {"STUDENT": "net.py:Net", "TEACHER_MODEL": "big.py:Big", "DATASET": "folder"}
     env |= {"SIZES": "90", "VAL_SIZE": "30", "CONTROLS": "kd-shuffled kd-self", "DRAWS": "4"}
     status, ran, _, err = exp(1, script="trial.sh", RANKS="1", DATA_DIR="images", **env)
@@ -246,11 +277,11 @@ def test_any_network_any_images_controls_draws_and_teachers(exp, tmp_path):
     assert all(net in line for line in stages for net in nets)
     assert all("--train-size 90 --sides" in line or "--draw " in line for line in stages)
     fresh = [line.split("--stage fresh --train-size 90 ")[1] for line in stages if "fresh" in line]
-    teachers = [f"{ROOT}/a b.pt", "c.pt", "d.pt", "c.pt"]  # the first is a path, no list
+    teachers = [*files, files[1]]  # the first is a path, no list
     main = [f"--draw {k} " * (k > 0) + f"--sides alone smooth kd --teacher {t}"
             for k, t in enumerate(teachers)]  # fmt: skip
     shuffled = [line.replace("alone smooth kd", "kd-shuffled") for line in main]
-    assert fresh == [*main, *shuffled, f"--sides kd-self --teacher {ROOT}/a b.pt"]
+    assert fresh == [*main, *shuffled, f"--sides kd-self --teacher {files[0]}"]
     assert "draw 4" in err
 
 
@@ -270,9 +301,9 @@ def test_help_is_the_scripts_head(exp, script, flag):
     [
         ("exp.sh", {"RANKS": "abc"}, "RANKS=abc"),
         ("exp.sh", {"RANKS": "-1"}, "RANKS=-1"),
-        ("trial.sh", {"SAME_TEACHER": "5k"}, "5k is no number of images"),
+        ("trial.sh", {"SAME_TEACHER": "5k"}, "'5k' is no number of images"),
         ("trial.sh", {"SAME_TEACHER": "100 0"}, "SAME_TEACHER=0 is all images"),
-        ("trial.sh", {"VAL_SIZE": "0500"}, "0500 is no number"),
+        ("trial.sh", {"VAL_SIZE": "0500"}, "'0500' is no number"),
     ],
 )
 def test_a_number_that_is_none_is_one_line(exp, script, env, says):

@@ -527,3 +527,15 @@ def test_a_checkpoint_of_this_project_keeps_its_normalisation(run):
     assert run(train_teacher.main, *again) == 0
     first, second = read_rows(csv_path(Path("out"))).itertuples()
     assert second.normalization == first.normalization and second.test_loss == first.test_loss
+
+
+def test_a_checkpoint_of_this_project_keeps_its_classes(run, capsys):
+    assert run(train_teacher.main, "--model", "resnet8") == 0
+    [path] = Path("out/checkpoints").glob("*.pt")
+    stored = torch.load(path, weights_only=True)
+    torch.save(stored | {"class_names": stored["class_names"][::-1]}, "other.pt")
+    again = ["--model", "resnet8", "--weights", "other.pt", "--seed", 1]
+    capsys.readouterr()
+    assert run(train_teacher.main, *again, "--epochs", 0) == 2
+    assert "in this order" in one_line(capsys)
+    assert run(train_teacher.main, *again) == 0

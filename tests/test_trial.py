@@ -236,13 +236,16 @@ def test_length_is_in_steps_with_a_least_number_of_epochs(images, steps, epochs)
 def small(tmp_path, monkeypatch):
     """Flags for trial.py on tiny images, with eight tries a side and two epochs."""
     make_images(tmp_path / "images", train=40, test=10)
-    first = sides.searched
+    first = sides.draw
 
-    def hot(side, tries, rows=None):  # one of the student alone diverges
-        found = first(side, tries, rows)
-        return [found[0]._replace(lr=1e30) if side == "alone" else found[0], *found[1:]]
+    def hot(side, numbers, ranges):  # one of the student alone diverges
+        found = first(side, numbers, ranges)
+        return [
+            one._replace(lr=1e30) if (side, number) == ("alone", 0) else one
+            for number, one in zip(numbers, found, strict=True)
+        ]
 
-    monkeypatch.setattr(sides, "searched", hot)
+    monkeypatch.setattr(sides, "draw", hot)
     monkeypatch.setattr(trial, "LEAST_EPOCHS", 2)
     out = tmp_path / "out"
     common = ["--dataset", "folder", "--data-dir", tmp_path / "images", "--val-size", 20]

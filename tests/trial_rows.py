@@ -76,7 +76,9 @@ def one_side(
     best_few = [sides.config(mine, number) for number in sides.finalists(mine, KEPT)]
     rows += of(best_few, sides.FINAL_SEEDS[1:])
     if doubled is not None:
-        rows += of(best_few, sides.FINAL_SEEDS, double=2)
+        probes = sides.probes()
+        also = [one for one in probes if one not in best_few]
+        rows += of(also, sides.FINAL_SEEDS[1:]) + of(probes, sides.FINAL_SEEDS, double=2)
         longer = [row for row in rows if row["epochs"] == 2 * trial.epochs_of(images)]
         for row in longer:
             short = next(r for r in rows if r["seed"] == row["seed"] and r["lr"] == row["lr"])
