@@ -17,7 +17,7 @@ from engine.cells import Cell
 from engine.grid import run_command, teacher_fields
 from engine.recipes import weights_of
 from losses import ON_STAGES, is_taught, parts
-from utils import UserError, run_script
+from utils import UserError, note, run_script
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
@@ -73,6 +73,18 @@ def how_trained(name: str, betas: list, args: argparse.Namespace) -> dict[str, l
     return found | {whose: [names] for whose, names in layers.items()}
 
 
+def without_effect(cells: list[Cell], args: argparse.Namespace) -> list[str]:
+    """What was asked for and does nothing, in words."""
+    lines = []
+    if args.temperature and not any(cell.temperature for cell in cells):
+        lines.append("--temperature has no effect: no --method here has one")
+    if args.control and not any(cell.method == "none" and cell.alpha for cell in cells):
+        lines.append("--control adds nothing: the labels' loss keeps all of its weight, or none")
+    if args.soft_warmup and args.soft_warmup > args.epochs:
+        lines.append(f"--soft-warmup {args.soft_warmup} is longer than the {args.epochs} epochs")
+    return lines
+
+
 def weighed(own: dict) -> dict:
     """A cell's fields, where beta may be auto."""
     return own | {"beta": None, "auto_beta": True} if own["beta"] == "auto" else own
@@ -83,7 +95,10 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_distillation(parser)
     flags.add_teacher(parser)
     args = flags.parse(parser, argv)
-    run_command(cells_of(args), args)
+    cells = cells_of(args)
+    for line in without_effect(cells, args):
+        note(line)
+    run_command(cells, args)
 
 
 if __name__ == "__main__":

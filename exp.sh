@@ -35,6 +35,8 @@ CDPATH='' cd -- "$(dirname -- "$0")"
 . ./start.sh
 
 QUICK='' ABLATION='' RESNET_FLAGS='' NARROW=''
+PAIRS=$(echo ${PAIRS:-}) METHODS=$(echo ${METHODS:-}) # a list of blanks is empty
+[ -z "${SEEDS:-}" ] || SEEDS=$(echo $SEEDS)
 for option in "$@"; do
     case "$option" in
     -h | --help) head_of exp.sh ;;
@@ -56,11 +58,12 @@ TEACHER=$(from_caller "${TEACHER:-}")
 FLAGS=$(files_from_caller "${FLAGS:-}")
 TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
 STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
+no_folders "$FLAGS $TEACHER_FLAGS $STUDENT_FLAGS"
+no_folders "$FLAGS $TEACHER_FLAGS $STUDENT_FLAGS"
 : "${RECIPE:=reference}" "${PAIRS:=}"
 if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     if [ -n "$QUICK" ]; then
         : "${PAIRS:=resnet14:resnet8}" "${EPOCHS:=4}" "${METHODS:=kd at kd+sp}" "${SEEDS=0 1}"
-        : "${TEACHER_FLAGS:= }"
     fi
     : "${DATASET:=${QUICK:+shapes}}" "${DATASET:=cifar100}"
     first="resnet56:resnet20 resnet110:resnet32 resnet32x4:resnet8x4"
@@ -88,13 +91,14 @@ if [ -n "$PAIRS" ]; then
     : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS=0 1 2}"
 fi
 if [ -n "$QUICK" ]; then
+    short=${EPOCHS:-5} # of the ResNet-18 students
     : "${DATASET:=shapes}" "${OUT_DIR:=quick}" "${EPOCHS:=20}" "${T_MAX:=20}" "${SEEDS=0 1 2}"
     : "${ALPHAS:=0.5 0.9}" "${TEMPERATURES:=1 2 4}"
     [ "$RECIPE" = crd ] || FLAGS="--batch-size 32 --last-batch drop --lr 0.02 --momentum 0.9 $FLAGS"
     [ "$DATASET" = folder ] || FLAGS="--train-size 1000 $FLAGS" # a folder has what it has
-    [ -n "$TEACHER_FLAGS" ] || NARROW="--width 16"
-    : "${TEACHER_FLAGS:=--weight-decay 5e-4 $(cosine 20 $FLAGS)}"
-    RESNET_FLAGS="--student-width 8 --epochs 5 $(cosine 5 $FLAGS)"
+    case " $FLAGS $TEACHER_FLAGS" in *" --model"*) ;; *) NARROW="--width 16" ;; esac
+    [ "$RECIPE" = crd ] || TEACHER_FLAGS="--weight-decay 5e-4 $(cosine "$EPOCHS" $FLAGS $TEACHER_FLAGS) $TEACHER_FLAGS"
+    RESNET_FLAGS="--student-width 8 --epochs $short $(cosine "$short" $FLAGS)"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${T_MAX:=200}"
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"

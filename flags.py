@@ -21,6 +21,7 @@ from values import (
     THREADS,
     WIDTH,
     filled,
+    folder,
 )
 
 OWN = {"type": imported, "metavar": "FILE.py:Net", "help": "the network of the checkpoint, where "
@@ -77,7 +78,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
     add("--device", default="auto",
         help="cpu, cuda, mps, xpu, or auto: a CUDA GPU where there is one")  # fmt: skip
     add("--threads", type=THREADS, default=0, help="CPU threads; 0: torch's own choice")
-    add("--out-dir", type=Path, default=ROOT, help="where results/, runs/ and checkpoints/ go")
+    add("--out-dir", type=folder, default=ROOT, help="where results/, runs/ and checkpoints/ go")
     add("--eval-every", type=COUNT, default=1, metavar="N",
         help="measure after every N epochs and the last; the best is then of those")  # fmt: skip
     add("--overwrite", action="store_true", help="train again what is already in the CSV")

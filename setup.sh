@@ -19,6 +19,10 @@ for path in sys.argv[1:]:
 PY
 }
 
+if [ -n "${PYTHON:-}" ] && ! command -v "$PYTHON" >/dev/null; then
+    echo "error: there is no $PYTHON, which PYTHON names" >&2
+    exit 2
+fi
 if [ -z "${PYTHON:-}" ]; then
     if has_needs python3; then
         PYTHON=python3

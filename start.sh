@@ -16,6 +16,14 @@ words_of() { # flags: each a word between spaces, --flag=value as two
     printf ' %s ' "$(echo $1 | tr '=' ' ')"
 }
 
+no_folders() { # flags: ends the script where they say where to write, since the report would not know
+    case $(words_of "$1") in *" --out-dir "*)
+        echo "error: --out-dir among the flags: OUT_DIR says where everything is written" >&2
+        exit 2
+        ;;
+    esac
+}
+
 from_caller() { # a path, made absolute by the caller's folder; '' stays ''
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }

@@ -22,6 +22,7 @@ from engine.rows import csv_path, read_rows
 from reporting import pairs, pictures, report
 from reporting.compare import Results, compare
 from reporting.rows import split
+from values import folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,17 +49,17 @@ def main(argv: list[str] | None = None) -> None:
     text = report.write("REPORT.md", found, teachers, reference, drawn)
     table = report.write("table.md", shown, teachers, reference)
 
-    folder = path.parent
+    here = path.parent
     for name, png in drawn.items():
-        utils.write_atomic(folder / f"{name}.png", png)
-    utils.write_atomic(folder / "table.md", table.encode())
-    utils.write_atomic(folder / "REPORT.md", text.encode())
+        utils.write_atomic(here / f"{name}.png", png)
+    utils.write_atomic(here / "table.md", table.encode())
+    utils.write_atomic(here / "REPORT.md", text.encode())
     if drawn:
         board.log_images(args.out_dir, drawn)
     utils.say(table)
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
-    out_dir, here = args.out_dir.resolve(), Path.cwd()
-    out_dir = out_dir.relative_to(here) if out_dir.is_relative_to(here) else out_dir
+    out_dir, now_in = args.out_dir.resolve(), Path.cwd()
+    out_dir = out_dir.relative_to(now_in) if out_dir.is_relative_to(now_in) else out_dir
     more = [f"; {what}: {command}" for what, command in board.commands(out_dir).items()]
     utils.say(f"open {out_dir / 'results' / 'REPORT.md'}{''.join(more)}")
 
@@ -72,7 +73,7 @@ def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Result
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--out-dir", type=Path, default=utils.ROOT, help="where results/ is (default: the "
+    add("--out-dir", type=folder, default=utils.ROOT, help="where results/ is (default: the "
         "repository)")  # fmt: skip
     add("--metric", choices=["best", "last"], help="what table.md shows: accuracy of the best or "
         "of the last epoch (default: the last where T_max = epochs or a milestone was passed; else "

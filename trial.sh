@@ -49,6 +49,7 @@ DATA_DIR=$(from_caller "${DATA_DIR:-}") OUT_DIR=$(from_caller "${OUT_DIR:-}")
 TEACHER=$(from_caller "${TEACHER:-}") TEACHERS=$(files_from_caller "${TEACHERS:-}")
 FLAGS=$(files_from_caller "${FLAGS:-}")
 TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
+no_folders "$FLAGS $TEACHER_FLAGS"
 STUDENT=$(files_from_caller "${STUDENT:-cnn}")
 TEACHER_MODEL=$(files_from_caller "${TEACHER_MODEL:-resnet18}")
 if [ -n "$QUICK" ]; then

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from utils import LARGEST
 
@@ -32,6 +33,11 @@ NOT_NEGATIVE = number(float, lambda v: v >= 0, "a number of at least 0")
 SHARE = number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 SPREAD = number(float, lambda v: 0 < v <= 1, "a number above 0, to 1")
 BELOW_ONE = number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+
+
+def folder(raw: str) -> Path:
+    """An argparse type: a folder's path."""
+    return Path(filled(raw))
 
 
 def filled(raw: str) -> str:

@@ -1,6 +1,7 @@
 """What TensorBoard shows: the curves of every run, its columns under HPARAMS, the pictures."""
 
 import io
+import shlex
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -114,7 +115,11 @@ def commands(out_dir: Path) -> dict[str, str]:
     where = {"pictures": out_dir / "runs-summary"}
     if protocols:
         where = {"curves": max(protocols, key=protocols.get)} | where
-    return {what: f"tensorboard --logdir {at}" for what, at in where.items() if at.exists()}
+    return {
+        what: f"tensorboard --logdir {shlex.quote(str(at))}"
+        for what, at in where.items()
+        if at.exists()
+    }
 
 
 def log_images(out_dir: Path, images: dict[str, bytes]) -> None:

@@ -30,7 +30,7 @@ STEP = ("schedule", "milestones", "gamma")
 SAME = ("amp", "device", "machine", "torch", "commit", "data", "test_data", "teacher")
 SAME += ("teacher_sha", "epochs measured")
 LOGGED = ("amp", "device", "machine", "threads", "ranks", "torch", "python", "numpy")
-LOGGED += ("data", "test_data")
+LOGGED += ("data", "test_data", "weights")
 
 
 def fixed(value: float, digits: int = 2, sign: str = "") -> str:
