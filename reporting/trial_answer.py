@@ -274,8 +274,8 @@ def elsewhere(trial: Trial, teacher: str) -> pd.DataFrame:
 
 
 def is_here(trial: Trial, teacher: str) -> bool:
-    """Whether a teacher, by its run id, was trained in the trial's own out-dir."""
-    return bool((trial.teachers.run_id == teacher).any())
+    """Whether a teacher, by its run id, has a row in the trial's own CSV."""
+    return any((rows.run_id == teacher).any() for rows in (trial.teachers, trial.rows))
 
 
 def seen_by(trial: Trial, teacher: str) -> str:

@@ -402,6 +402,33 @@ def test_no_seeds_is_no_students(exp):
         assert scripts == ["train_teacher.py", "summarize.py"]
 
 
+def test_a_list_of_blanks_is_empty(exp):
+    status, ran, _, err = exp(1, SEEDS=" ", METHODS=" ", PAIRS=" ", RESNET_SEEDS="")
+    assert status == 0 and not any("--seed" in line for line in ran)
+
+
+def test_what_quick_sets_comes_before_the_callers(exp):
+    env = {"EPOCHS": "3", "T_MAX": "3", "TEACHER_FLAGS": "--keep best", "SEEDS": ""}
+    status, ran, _, _ = exp(0, "--quick", **env)
+    assert status == 0
+    [teacher] = [line for line in ran if "train_teacher.py" in line]
+    for own in ("--width 16 ", "--weight-decay 5e-4 ", "--t-max 3 ", "--epochs 3 "):
+        assert own in teacher
+    assert teacher.endswith("--keep best")
+    [resnet] = [line for line in ran if "--student resnet18" in line][:1]
+    assert "--epochs 3 --t-max 3 " in resnet and "--epochs 5" not in resnet
+
+
+def test_where_to_write_and_a_python_that_is_not_there_are_one_line(exp):
+    for env, says in (
+        ({"FLAGS": "--lr 0.1 --out-dir=/tmp/x"}, "OUT_DIR says where"),
+        ({"TEACHER_FLAGS": "--out-dir x"}, "OUT_DIR says where"),
+    ):
+        for name in ("exp.sh", "trial.sh"):
+            status, ran, _, err = exp(0, script=name, **env)
+            assert status == 2 and not ran and says in err and err.count("\n") == 1
+
+
 def test_a_pair_is_named_by_the_teacher_it_has(exp):
     status, _, _, err = exp(1, PAIRS="resnet18:resnet8", TEACHER="/t.pt", METHODS="kd", **NO_GRID)
     assert status == 0 and "== resnet8 by /t.pt: alone, kd" in err

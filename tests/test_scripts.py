@@ -324,6 +324,17 @@ def test_bad_teachers(flags, out, capsys, kind, says):
     assert snapshot(out) == before
 
 
+def test_flags_that_do_nothing_are_said(flags, out, capsys):
+    own = [*flags, "--out-dir", out, "--alpha", 0.5]
+    assert script(distill.main, *own, "--method", "none", "--temperature", 3) == 0
+    assert "--temperature has no effect" in capsys.readouterr().err
+    assert script(distill.main, *own, "--hard-weight", 1, "--control", "--soft-warmup", 9) == 0
+    said = capsys.readouterr().err
+    assert "--control adds nothing" in said and "--soft-warmup 9 is longer than the 2 ep" in said
+    assert script(distill.main, *own, "--control", "--temperature", 3) == 0
+    assert "effect" not in (said := capsys.readouterr().err) and "adds nothing" not in said
+
+
 def test_the_teachers_seed_is_its_checkpoints(flags, out, capsys):
     argv = [*flags, "--out-dir", out]
     assert script(train_teacher.main, *argv, "--width", 4, "--seed", 1) == 0

@@ -221,6 +221,19 @@ def test_a_length_is_enough_where_doubling_it_moves_the_student_alone_by_less(ga
     np.testing.assert_allclose(found, moved, atol=1e-9)
 
 
+def test_what_is_tried_later_does_not_change_the_length():
+    """Also where others than the probes are tried at both lengths."""
+    configs, rows = sides.searched("alone", TRIES), []
+    known = {one.lr for one in sides.probes()}
+    for double in (1, 2):
+        level = {1: 0.4, 2: 0.42}[double]
+        cells = sides.cells("alone", configs, (0, 1, 2), "cnn", 16, 0)
+        rows += rows_of(
+            cells, lambda c, level=level: (0.5, level if c.lr in known else 0.5), double=double
+        )
+    assert sides.length(frame(rows)) == (2 * trial.epochs_of(1000), pytest.approx(0.02))
+
+
 # ---------------------------------------------------------------- stages
 
 
@@ -435,6 +448,18 @@ def test_mistakes(small, capsys):
         error = capsys.readouterr().err
         assert what in error and error.count("\n") == 1, error
     assert len(read_rows(csv_path(out))) == 1  # the teacher
+
+
+def test_another_trial_in_the_same_folder_is_refused_at_once(small, capsys):
+    flags, _ = small
+    search = [*flags, "--stage", "search", "--sides", "kd", "--doublings", 0]
+    assert script(trial.main, *search) == 0
+    capsys.readouterr()
+    for other in (["--val-size", 10], ["--batch-size", 16]):
+        for what in (search, [*flags, "--plan", "40:4"]):
+            assert script(trial.main, *what, *other) == 2
+            error = capsys.readouterr().err
+            assert "has a trial with" in error and error.count("\n") == 1
 
 
 def test_runs_that_are_there_under_another_name_are_refused_at_once(small, capsys):

@@ -151,6 +151,37 @@ def test_a_half_done_place_is_named_and_never_compared(golden):
     assert "**Unfinished**, so not compared: 1,000 images." in text(golden, template="trial_answer")
 
 
+def test_a_gain_that_label_smoothing_has_as_well_is_said_to_be_that():
+    levels = {"worth it:": (0.4, 0.4, 0.45), "less than label smoothing:": (0.4, 0.44, 0.42)}
+    levels["worth more than label smoothing:"] = (0.4, 0.4215, 0.42)
+    for says, level in levels.items():
+        mains = zip(sides.MAIN, level, strict=True)
+        rows = [line for side, own in mains for line in one_side(side, 500, 16, own)]
+        [line] = answer.answers(read(rows))
+        assert says in line
+
+
+def test_what_a_teacher_saw_is_known_where_it_was_trained_and_else_said_by_its_name():
+    name = "resnet18-teacher-s0-val5000"
+    rows = [
+        line | {"teacher": name} for side in sides.MAIN for line in one_side(side, 500, 16, 0.5)
+    ]
+    [line] = page.taught_by(read(rows))
+    assert "all images of the data set but 5,000 (by its name), held-out ones may be" in line
+    trained = rows[0] | {"role": "teacher", "run_id": name, "teacher": "", "teacher_sha": ""}
+    [line] = page.taught_by(read([*rows, trained]))
+    assert "but 5,000, none of them held out" in line
+
+
+def test_draws_of_a_former_winner_leave_nothing_unfinished():
+    """Another winner was measured on three draws, before TRIES was raised."""
+    rows = [line for side in sides.MAIN for line in one_side(side, 500, 16, 0.5)]
+    former = next(row for row in rows if row["method"] == "kd" and row["seed"] == 0)
+    ids = [f"{former['run_id']}-of-draw-{draw}" for draw in range(3)]
+    rows += [former | {"seed": 20, "draw": n, "run_id": name} for n, name in enumerate(ids)]
+    assert read(rows).whole == [(500, 16)]
+
+
 def test_nothing_is_chosen_before_all_is_searched():
     """The runs that find the length have the final's seeds."""
     rows = [line for side in sides.MAIN for line in one_side(side, 1000, 16, 0.5)]
