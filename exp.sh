@@ -59,7 +59,6 @@ FLAGS=$(files_from_caller "${FLAGS:-}")
 TEACHER_FLAGS=$(files_from_caller "${TEACHER_FLAGS:-}")
 STUDENT_FLAGS=$(files_from_caller "${STUDENT_FLAGS:-}")
 no_folders "$FLAGS $TEACHER_FLAGS $STUDENT_FLAGS"
-no_folders "$FLAGS $TEACHER_FLAGS $STUDENT_FLAGS"
 : "${RECIPE:=reference}" "${PAIRS:=}"
 if [ "$RECIPE" = crd ]; then # its settings and weights are the scripts' to know
     if [ -n "$QUICK" ]; then
