@@ -74,7 +74,9 @@ if [ -n "$PAIRS" ]; then
         echo "error: --ablation, LOOP, ALPHAS and TEMPERATURES are of the grid: with PAIRS or RECIPE=crd leave them out" >&2
         exit 2
     }
+    pairs=''
     for pair in $PAIRS; do
+        pairs="$pairs ${pair%%:*}:$(files_from_caller "${pair#*:}")"
         case "$pair" in
         torchvision:*:* | timm:*:* | *.py:*:*)
             echo "error: $pair: a teacher from elsewhere is no part of PAIRS: train it with train_teacher.py, then TEACHER=its checkpoint PAIRS=teacher:resnet8" >&2
@@ -87,6 +89,7 @@ if [ -n "$PAIRS" ]; then
             ;;
         esac
     done
+    PAIRS=$pairs
     : "${METHODS:=kd fitnet at sp cc vid rkd pkt nst crd kd+crd dkd dist ls}" "${SEEDS=0 1 2}"
 fi
 if [ -n "$QUICK" ]; then

@@ -129,6 +129,7 @@ def log_images(out_dir: Path, images: dict[str, bytes]) -> None:
     """
     for old in (out_dir / "runs" / "summary", out_dir / "runs-summary"):  # an older version's
         shutil.rmtree(old, ignore_errors=True)
+    check_writable(out_dir / "runs-summary")
     with SummaryWriter(str(out_dir / "runs-summary" / "report")) as writer:
         for name, png in images.items():
             picture = Image.open(io.BytesIO(png)).convert("RGB")

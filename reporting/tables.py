@@ -249,9 +249,10 @@ def taught_by(protocol: Protocol) -> str:
     known = known[~(known.test_data.notna() & (known.test_data != on_these))]
     measured = taught.teacher.map(known.drop_duplicates("run_id").set_index("run_id").test_acc)
     other = (taught.teacher_acc - measured).abs() > ROUNDING
+    theirs = other.groupby(taught.teacher).all()  # all its students had another checkpoint
     parts = [
         f"{model}, {several(rows.test_acc)} in its last epoch"
-        for model, rows in known.groupby("student")
+        for model, rows in known[~known.run_id.isin(theirs.index[theirs])].groupby("student")
     ]
     remeasured = set(protocol.teachers.run_id) - set(known.run_id)
     away = taught[~taught.teacher.isin(known.run_id) | other]

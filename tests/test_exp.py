@@ -402,6 +402,11 @@ def test_no_seeds_is_no_students(exp):
         assert scripts == ["train_teacher.py", "summarize.py"]
 
 
+def test_a_students_file_among_the_pairs_is_the_callers(exp, tmp_path):
+    status, ran, _, _ = exp(1, cwd=tmp_path, PAIRS="vgg13:my.py:Net", METHODS="kd", **NO_GRID)
+    assert status == 0 and f"--student {tmp_path}/my.py:Net " in ran[1]
+
+
 def test_a_list_of_blanks_is_empty(exp):
     status, ran, _, err = exp(1, SEEDS=" ", METHODS=" ", PAIRS=" ", RESNET_SEEDS="")
     assert status == 0 and not any("--seed" in line for line in ran)
