@@ -178,7 +178,8 @@ for width in $WIDTHS; do
 done
 if [ -n "$places" ]; then
     echo "== what it costs" >&2
-    launch 1 trial.py $how --plan $places --ranks "$RANKS" --sides alone smooth kd $METHODS $CONTROLS
+    launch 1 trial.py $how --plan $places --ranks "$RANKS" --sides alone smooth kd $METHODS $CONTROLS \
+        $own ${TEACHER:+--teacher "$TEACHER"}
 fi
 
 if [ -z "$TEACHER" ]; then

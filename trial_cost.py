@@ -13,12 +13,13 @@ import torch
 import sides
 from engine import measure, parallel
 from engine.cells import Settings
-from engine.grid import load_in_turn, settings_on
+from engine.grid import load_in_turn, meet_teacher, settings_on
 from engine.resume import Run
 from engine.steps import STACK, Steps
+from engine.teacher import CHUNK, chunk_size
 from engine.trainee import Trainee
 from images.sources import Data
-from images.views import epoch_views
+from images.views import epoch_views, plain
 from reporting.tables import plural
 from trial import epochs_of
 
@@ -54,16 +55,18 @@ def plan(args: argparse.Namespace) -> str:
     start = time.process_time()  # what this process has spent on imports and images
     widths = {width for _, width in places}
     paces = {width: pace(args, width, settings, data, device, start) for width in widths}
-    args.images = len(data.train)
+    args.images, args.views = len(data.train), data.train.views
+    args.answer = answer_pace(args, settings, data, device)
     asked = Size(places, args.tries, args.fresh, args.steps)
-    runs, steps, seconds = cost(asked, args, paces)
+    runs, steps, seconds, taught = cost(asked, args, paces)
     slowest = max(one.step for one in paces.values())
+    share = f", {spoken(taught)} of it for the teacher's answers" * bool(args.answer)
+    rest = "; a teacher's training, and its answers until they are cached, come on top"
     lines = [
         f"{plural(len(places), 'place')}, {plural(len(args.sides), 'side')}: about {runs:,} "
         f"runs, {steps:,} steps, about {spoken(seconds)} here by {TIMED} timed steps (up to "
-        f"{1000 * slowest:,.1f} ms each, {args.ranks} at a time). A length "
-        "that must be doubled doubles its place; a teacher's training, and its answers until they "
-        "are cached, come on top."
+        f"{1000 * slowest:,.1f} ms each, {args.ranks} at a time){share}. A length that must be "
+        f"doubled doubles its place{rest * (not args.answer)}."
     ]
     if seconds > HOUR:
         lines.append(smaller(asked, args, paces))
@@ -71,8 +74,11 @@ def plan(args: argparse.Namespace) -> str:
 
 
 def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) -> tuple:
-    """Runs, steps and seconds of a trial whose lengths are enough as they are."""
-    runs = steps = seconds = starts = 0
+    """Runs, steps and seconds of a trial whose lengths are enough as they are.
+
+    And how many of the seconds are the teacher's, which answers each view of an image once.
+    """
+    runs = steps = seconds = starts = answers = 0
     for images, width in size.places:
         epochs = epochs_of(images, size.steps, args.batch_size)
         long = epochs * -(-images // args.batch_size)
@@ -92,7 +98,16 @@ def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) ->
         seconds += (count + 3 * probes) * long * one.step + (count + 2 * probes) * one.tests
         stages = 4 * (1 + len(set(args.sides) & set(sides.CONTROLS)))
         starts += (stages + (args.doublings + 1) * (args.doublings > 0)) * one.start
-    return runs, steps, seconds / args.ranks + starts
+        first = seen(args.views, epochs * (len(sides.FINAL_SEEDS) + fresh))
+        more = (draws - 1) * seen(args.views, epochs * fresh)
+        answers += images * (first * (1 + ("kd-random" in args.sides)) + more)
+    taught = answers * args.answer / args.ranks
+    return runs, steps, seconds / args.ranks + starts + taught, taught
+
+
+def seen(views: int, epochs: int) -> float:
+    """How many of an image's views so many epochs are expected to show."""
+    return views * (1 - (1 - 1 / views) ** epochs)
 
 
 def smaller(asked: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) -> str:
@@ -137,6 +152,18 @@ def pace(
 
     tests = seconds(lambda: measure.record(steps.predictor(trainees), data), 1, device)
     return Pace(seconds(step, TIMED, device) / count, tests / count, start)
+
+
+def answer_pace(
+    args: argparse.Namespace, settings: Settings, data: Data, device: torch.device
+) -> float:
+    """Seconds of the teacher's answer to an image; 0.0 where no teacher is there yet."""
+    if not args.teacher:
+        return 0.0
+    teacher = meet_teacher(args, settings, data, device, needed=True)
+    size = min(chunk_size(data.train, CHUNK[device.type]), len(data.train))
+    pixels = plain(data.train, slice(0, size))
+    return seconds(lambda: teacher(pixels), 1, device) / size
 
 
 def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:

@@ -497,6 +497,7 @@ def test_sizes_by_default_what_the_data_allow(tmp_path, capsys):
 def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     flags, out = small
     monkeypatch.setattr(trial_cost, "pace", lambda *_: trial_cost.Pace(1.0, 0.0, 0.0))
+    monkeypatch.setattr(trial_cost, "answer_pace", lambda *_: 1.0)
     flags += ["--steps", 100, "--plan", "40:4", "0:8", "--ranks", 2, "--tries", 40]
     assert script(trial.main, *flags) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -504,8 +505,20 @@ def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     # of which those with the search's seed and length are tries.
     runs, long = 3 * (40 + 8 + 2) - 4, 100
     assert f"2 places, 3 sides: about {2 * (runs + 24):,} runs, " in first
-    assert f"{2 * (runs + 36) * long:,} steps, about {(runs + 36) * long / 3600:.1f} hours" in first
+    # Of 162 views, those that three and two seeds see; on two ranks.
+    taught = (40 + 60) * 162 * (1 - (161 / 162) ** ((3 + 2) * long)) / 2
+    hours = ((runs + 36) * long + taught) / 3600
+    assert f"{2 * (runs + 36) * long:,} steps, about {hours:.1f} hours" in first
+    assert f"{taught / 3600:.1f} hours of it for the teacher's answers. A length" in first
     assert second.startswith("Within an hour") and "SIZES=40 WIDTHS= TRIES=" in second
+
+
+def test_a_plan_times_the_teacher_where_there_is_one(small, capsys):
+    flags, _ = small
+    assert script(trial.main, *flags, "--plan", "40:4") == 0
+    assert "seconds of it for the teacher's answers. A length" in capsys.readouterr().out
+    assert script(trial.main, *flags[:-2], "--plan", "40:4") == 0
+    assert "its answers until they are cached, come on top" in capsys.readouterr().out
 
 
 def test_a_width_is_refused_with_the_plan(small, capsys):
