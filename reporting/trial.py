@@ -179,7 +179,7 @@ def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> d
     winners = winners[winners.test_acc.notna()]
     winning = [] if choice is None else [sides.config(rows, choice)]
     finals = [sides.config(rows, number) for number in best]
-    tries = int(final.notna().sum(axis=None))
+    tries = int(final.notna().to_numpy().sum())  # pandas 2 sums columns alone
     tried = tries + lost(finals, sides.FINAL_SEEDS) == len(best) * len(sides.FINAL_SEEDS) > 0
     seen = {sides.config_of(row) for row in rows.itertuples()} | set(every if lost_search else ())
     return {
