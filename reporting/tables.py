@@ -104,7 +104,7 @@ def duration(seconds: pd.Series) -> str:
 
 def distinct(values: pd.Series) -> list[str]:
     """Every value of a column once, as text, numbers without their `.0`."""
-    known = values.replace("", np.nan).dropna()
+    known = values[values.astype(object) != ""].dropna()
     return sorted({f"{v:.15g}" if isinstance(v, float) else str(v) for v in known})
 
 
