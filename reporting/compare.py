@@ -67,7 +67,8 @@ def compare(protocol: Protocol) -> Results:
     sizes = cells[~cells.kind.isin([ALONE, CONTROL])].groupby(CELL[:2]).size()
     grids = sorted(sizes.index, key=lambda g: (-sizes[g], g[0], not g[1].startswith(KD)))
     grids = sorted(grids, key=lambda grid: grid[0] != grids[0][0])  # one student's together
-    return Results(protocol, cells, pd.concat(tests, ignore_index=True)[TESTS], grids)
+    found = [part for part in tests if len(part)] or tests[:1]  # pandas 2 warns of empty ones
+    return Results(protocol, cells, pd.concat(found, ignore_index=True)[TESTS], grids)
 
 
 def describe(rows: pd.DataFrame) -> pd.DataFrame:

@@ -253,7 +253,9 @@ def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
 def teacher_names(rows: pd.DataFrame) -> pd.Series:
     """Each row's teacher: its run id, and its checkpoint's SHA where several have that run id."""
     shas = rows.groupby("teacher").teacher_sha
-    known = rows.teacher_sha.astype(object).fillna(shas.transform("first")).fillna("")
+    known = rows.teacher_sha.astype(object)
+    for other in (shas.transform("first"), ""):  # pandas 2 warns of fillna here
+        known = known.where(known.notna(), other)
     return rows.teacher.where(shas.transform("nunique") < 2, rows.teacher + " (" + known + ")")
 
 
