@@ -1,6 +1,7 @@
 """What TensorBoard is told: folders, curves across a kill, columns, pictures."""
 
 import io
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,9 @@ def test_the_pictures_have_a_folder_of_their_own(tmp_path):
     [shown] = content.Images("heatmap")
     assert (shown.width, shown.height) == (700, 350) and not (tmp_path / "runs").exists()
     assert commands(tmp_path) == {"pictures": f"tensorboard --logdir {tmp_path / 'runs-summary'}"}
+
+
+def test_a_path_with_a_blank_can_be_pasted(tmp_path):
+    (tmp_path / "a b" / "runs-summary").mkdir(parents=True)
+    [command] = commands(tmp_path / "a b").values()
+    assert shlex.split(command)[-1] == str(tmp_path / "a b" / "runs-summary")

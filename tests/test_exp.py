@@ -424,7 +424,16 @@ def test_what_quick_sets_comes_before_the_callers(exp):
     assert "--epochs 3 --t-max 3 " in resnet and "--epochs 5" not in resnet
 
 
-def test_where_to_write_and_a_python_that_is_not_there_are_one_line(exp):
+def test_a_python_that_is_not_there_is_one_line():
+    env = os.environ | {"PYTHON": "/nowhere/python"}
+    done = subprocess.run(
+        ["sh", "exp.sh", "--quick"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: there is no /nowhere/python, which PYTHON names\n"
+
+
+def test_where_to_write_is_no_flag(exp):
     for env, says in (
         ({"FLAGS": "--lr 0.1 --out-dir=/tmp/x"}, "OUT_DIR says where"),
         ({"TEACHER_FLAGS": "--out-dir x"}, "OUT_DIR says where"),

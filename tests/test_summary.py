@@ -407,6 +407,14 @@ def test_a_hard_loss_of_full_weight_is_not_compared_with_the_control_of_a_shorte
         assert len(results.against(name, "alone")) == 1
 
 
+def test_what_it_adds_names_the_seeds_where_they_are_not_the_same():
+    cells = [taught(0.5, 4, s, 0.62 + 0.01 * s) for s in (0, 1)]
+    same = [alone(s, 0.6) for s in (0, 1)]
+    assert "the student alone 60.00 ± 0.00: +2.50" in texts(frame(same + cells))[1]
+    more = [*same, alone(9, 0.5)]
+    assert "(3 seeds); over the seeds of both: +2.50" in texts(frame(more + cells))[1]
+
+
 def test_the_answer_says_no_more_than_there_is():
     """One cell, a control of another alpha, a hard loss of its own, no teacher at all."""
     rows = [alone(s, 0.6 + 0.01 * s) for s in (0, 1)]

@@ -462,6 +462,17 @@ def test_another_trial_in_the_same_folder_is_refused_at_once(small, capsys):
             assert "has a trial with" in error and error.count("\n") == 1
 
 
+def test_a_shorter_trial_than_that_of_the_page_is_refused(small, capsys):
+    """It would train for hours, and the page tell the longer one."""
+    flags, _ = small
+    for stage in ("search", "widen", "final", "fresh"):
+        assert script(trial.main, *flags, "--doublings", 0, "--steps", 3, "--stage", stage) == 0
+    capsys.readouterr()
+    assert script(trial.main, *flags, "--doublings", 0, "--stage", "search") == 2
+    error = capsys.readouterr().err
+    assert "has a trial of 3 epochs here" in error and error.count("\n") == 1
+
+
 def test_runs_that_are_there_under_another_name_are_refused_at_once(small, capsys):
     """Of another teacher, or of --train-size 0: with both no later stage knew what to choose."""
     flags, out = small
