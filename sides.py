@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from engine.cells import Cell
+from engine.cells import OPTIMISER, Cell
 from engine.rows import csv_path, locked
 from losses import METHODS, ON_STAGES, is_taught, parts
 from utils import UserError, brief, stream, write_atomic
@@ -33,6 +33,9 @@ MOMENTUM = 0.9
 # Without it each side's best learning rate is the last at which the tried seeds did not diverge,
 # and the comparison is of luck at that edge (docs/trial.md).
 CLIP = 5.0
+
+# Settings that differ within a trial.
+OF_PLACE = ("train_size", "epochs", "t_max", "draw", *OPTIMISER)
 
 MAIN = ("alone", "smooth", "kd")
 # A control is kd with other answers: its word in run ids and rows. The first has kd's own teacher.
@@ -173,8 +176,7 @@ def widened(side: str, rows: pd.DataFrame, tries: int) -> dict[str, Axis]:
     ends = {name: set() for name in axes(side)}
     for one in dict.fromkeys((*MAIN, side)):
         first = set(searched(one, tries))
-        mine = rows[rows.side == one]
-        mine = mine[np.array([config_of(row) in first for row in mine.itertuples()], bool)]
+        mine = of_configs(rows[rows.side == one], first)
         for best in finalists(mine, 1):
             for name, _, end in borders(one, config(mine, best), first):
                 if one in MAIN if name in SHARED else one == side:
@@ -260,8 +262,13 @@ def asked_for(place: pd.DataFrame, tries: int) -> pd.DataFrame:
     mine = place.momentum != MOMENTUM
     for side, rows in place[~mine].groupby("side"):
         asked = set(searched(side, tries, place))
-        mine[rows.index] = [config_of(row) in asked for row in rows.itertuples()]
+        mine[of_configs(rows, asked).index] = True
     return place[mine]
+
+
+def of_configs(rows: pd.DataFrame, configs: set[Config]) -> pd.DataFrame:
+    """The rows of these configurations."""
+    return rows[np.array([config_of(row) in configs for row in rows.itertuples()], bool)]
 
 
 def config_of(row: NamedTuple) -> Config:
@@ -317,8 +324,7 @@ def length(alone: pd.DataFrame) -> tuple[int, float]:
     means, moved, asked = {}, math.nan, set(probes())
     for epochs, part in alone.groupby("epochs"):
         # Others are no probes, or what is found would change when they are tried at both lengths.
-        mine = part[np.array([config_of(row) in asked for row in part.itertuples()], bool)]
-        means[int(epochs)] = held_out(mine, FINAL_SEEDS).dropna().mean(axis=1)
+        means[int(epochs)] = held_out(of_configs(part, asked), FINAL_SEEDS).dropna().mean(axis=1)
     for short, long in pairwise(sorted(means)):
         both = means[short].index.intersection(means[long].index)
         if long == 2 * short and len(both):

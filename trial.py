@@ -46,7 +46,6 @@ VAL_SIZE = 5000  # images held out at most, where the trial says how many
 # Set by the trial, so that their flags are refused.
 OWN = ("epochs", "t_max", "schedule", "optimizer", "eval_every", "last_batch", "clip", "momentum")
 OWN += (*OPTIMISER, "seed", "recipe")
-CHANGING = (*OPTIMISER, "epochs", "t_max", "draw")  # settings that differ within a place
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.draw and (not args.train_size or args.images == left_over(args)):
         note(f"all {args.images} images are the same in every draw: they have one")
         return
-    here = rows_here(args)
+    every = here = rows_here(args)
     known = set() if args.overwrite else sides.diverged(args.out_dir)
     args.eval_every = args.epochs = args.t_max = length_here(args, here, known)
     longest = here.epochs[(here.side == "alone") & (here.seed >= sides.FIRST_FRESH)].max()
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "images":
         import trial_images  # the other stages need none of it
 
-        trial_images.evaluate(fresh_here(args, asked), rows_here(args), args)
+        trial_images.evaluate(fresh_here(args, asked), every, args)
         return
     meet_control(args, asked)
     settings = settings_of(args)
@@ -227,7 +226,7 @@ def rows_here(args: argparse.Namespace) -> pd.DataFrame:
 def rows_there(args: argparse.Namespace) -> pd.DataFrame:
     """The sides' rows in --out-dir. Raises UserError where they are of another trial."""
     rows = sides.with_sides(clean(read_rows(csv_path(args.out_dir))))
-    same = {name: getattr(args, name) for name in PROTOCOL if name not in (*CHANGING, "train_size")}
+    same = {name: getattr(args, name) for name in PROTOCOL if name not in sides.OF_PLACE}
     for name, value in {"model": args.student, **same}.items():
         if other := [one for one in rows[name].unique() if one != value]:
             raise UserError(

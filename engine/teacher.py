@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.cells import Settings
+from engine.weights import is_sound
 from images.views import Split, normalise, plain
 from models import MODELS, Imported, Stages, autocast, build, find, is_own, on_device
 from utils import UserError, load_checkpoint
@@ -151,12 +152,8 @@ def network_of(stored: dict, path: Path, own: Imported | None = None) -> nn.Modu
             f"{path} says it is a {name[:80]}, but its weights are of another architecture than "
             f"{what}: train it again (train_teacher.py --overwrite), or name its network"
         ) from None
-    # A buffer may hold what it was made with, as a mask its -inf.
-    sound = [torch.isfinite(value).all() for value in model.parameters()]
-    for name, value in model.named_buffers():
-        same = name in made and made[name].shape == value.shape and value == made[name]
-        sound.append((torch.isfinite(value) | same).all())
-    if not all(sound):
+    sound = all(is_sound(value, made.get(name)) for name, value in model.named_buffers())
+    if not (sound and all(map(is_sound, model.parameters()))):
         raise UserError(
             f"{path} has weights that are not finite: train it again (train_teacher.py --overwrite)"
         )

@@ -98,13 +98,16 @@ def fitting(given: Weights, cell: Cell, names: list[str], settings: Settings) ->
             f"the data are {listed(names, 8)}: fine-tune them (--epochs)"
         )
     with guarded("--weights"):  # tensors may be sparse, without content, of no type for arithmetic
-        finite = all(  # or as it was made: a mask's -inf
-            (torch.isfinite(value.float()) | (value == own[name])).all()
-            for name, value in weights.items()
-        )
-    if not finite:
+        sound = all(is_sound(value.float(), own[name]) for name, value in weights.items())
+    if not sound:
         raise UserError("--weights has some that are not finite")
     return weights
+
+
+def is_sound(value: Tensor, made: Tensor | None = None) -> bool:
+    """Whether all of it is finite, or as it was made: a mask has its -inf."""
+    same = made is not None and made.shape == value.shape and value == made
+    return bool((torch.isfinite(value) | same).all())
 
 
 def without_wrapper(weights: State, own: State) -> State:

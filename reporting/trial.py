@@ -13,14 +13,13 @@ import pandas as pd
 from scipy.special import comb
 
 import sides
-from engine.cells import OPTIMISER, Settings, run_id
+from engine.cells import Settings, run_id
 from reporting import stats
 from reporting.rows import PROTOCOL
 from reporting.tables import distinct
 from utils import UserError
 
 PLACE = ["images", "width"]
-OF_PLACE = ("train_size", "epochs", "t_max", "draw", *OPTIMISER)  # settings a trial varies
 TUNED = ("lr", "weight_decay", "alpha", "temperature", "beta")
 MARGIN = 0.005  # a difference that is certainly smaller is as good as none
 TRIES = (1, 5, 10, 20, 40, 60)  # of the best-of-n tables
@@ -97,8 +96,9 @@ def read(
     rows = pd.concat([sides.asked_for(place, asked.tries) for _, place in rows.groupby(PLACE)])
     entries = pd.DataFrame(
         {
-            (*place, side): entry(side, part, asked, diverged)
+            (*place, side): entry(side, part, asked, drawn, diverged)
             for place, part in rows.groupby(PLACE)
+            for drawn in [draws_of(part, asked)]
             for side in sides.SIDES
             if side in sides.MAIN or (part.side == side).any()
         }
@@ -130,7 +130,7 @@ def check(rows: pd.DataFrame) -> None:
     whose = (rows.side + places).where(own, "") + rows.draw.astype(str)
     teachers = rows[rows.role == "distill"].groupby(whose).teacher_sha.nunique()
     twice = rows.duplicated([*PLACE, "side", "config", "seed", "draw", "epochs"])
-    several = [n for n in PROTOCOL if n not in OF_PLACE and len(distinct(rows[n])) > 1]
+    several = [n for n in PROTOCOL if n not in sides.OF_PLACE and len(distinct(rows[n])) > 1]
     if len(distinct(rows.model)) > 1 or len(distinct(rows.code)) > 1:
         several.append("student")
     if twice.any() or (teachers > 1).any():
@@ -146,18 +146,24 @@ def check(rows: pd.DataFrame) -> None:
         )
 
 
-def entry(side: str, place: pd.DataFrame, asked: Asked, diverged: set[str]) -> dict:
+def draws_of(place: pd.DataFrame, asked: Asked) -> int:
+    """How many draws the place has whose rows these are: those its main sides' winners are on."""
+    mains, count = place[place.side.isin(sides.MAIN)], sides.keep(asked.tries)
+    best = {side: sides.winner(rows, count) for side, rows in mains.groupby("side")}
+    measured = mains[(mains.side.map(best) == mains.config) & (mains.seed >= sides.FIRST_FRESH)]
+    return asked.draws or 1 + int(max(measured.draw, default=0))
+
+
+def entry(side: str, place: pd.DataFrame, asked: Asked, drawn: int, diverged: set[str]) -> dict:
     """Trial.entries of one side at the place whose rows these are, but for `whole`.
 
+    `drawn`: how many draws the place has.
     `tried`: search and final are there, or known to have diverged.
     """
     rows = place[place.side == side]
     search, final = (sides.held_out(rows, s) for s in (sides.SEARCH_SEEDS, sides.FINAL_SEEDS))
     search, count = search.dropna(), sides.keep(asked.tries)
     seeds = sides.fresh_seeds(int(place.images.iloc[0]), asked.fresh)
-    best = {one: sides.winner(place[place.side == one], count) for one in sides.MAIN}
-    measured = place[(place.side.map(best) == place.config) & (place.seed >= sides.FIRST_FRESH)]
-    drawn = asked.draws or 1 + int(max(measured.draw, default=0))
     draws = range(1 if side in sides.OWN_TEACHER else drawn)
     first, taught = place.iloc[0], set(rows.teacher_seed.dropna()) or {0}  # of all draws
 

@@ -289,7 +289,7 @@ def seen_by(trial: Trial, teacher: str) -> str:
         return UNKNOWN + ", and then on those of this one" * bool(own.epochs.iloc[0])
     found = {word: re.search(rf"-{word}(\d+)(?=-|$)", teacher) for word in ("n", "val")}
     count = {word: f"{int(match[1]):,}" for word, match in found.items() if match}
-    if "n" in count:
-        return f"{count['n']} images" + " (by its name)" * (not is_here(trial, teacher))
     text = "all images of the data set" + (f" but {count['val']}" if "val" in count else "")
+    if "n" in count:
+        text = f"{count['n']} images"
     return text + " (by its name)" * (not is_here(trial, teacher))

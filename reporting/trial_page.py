@@ -19,7 +19,7 @@ from reporting.tables import (
     span,
     with_interval,
 )
-from reporting.trial import OF_PLACE, PLACE, TRIES, TUNED, Trial, best_of, places_of
+from reporting.trial import PLACE, TRIES, TUNED, Trial, best_of, places_of
 from reporting.trial_answer import (
     ABOUT,
     answer,
@@ -38,7 +38,7 @@ NAMES = {"lr": "lr", "weight_decay": "weight decay", "alpha": "α", "temperature
 def page(trial: Trial) -> dict:
     """The template's values: texts and tables."""
     rows = trial.rows
-    fixed = [n for n in PROTOCOL if n not in OF_PLACE and applies(n, rows.iloc[0])]
+    fixed = [n for n in PROTOCOL if n not in sides.OF_PLACE and applies(n, rows.iloc[0])]
     return answer(trial) | {
         "expect": expect(trial),
         "others": further(trial, [s for s in trial.sides if s not in (*sides.MAIN, *ABOUT)]),
