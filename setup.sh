@@ -23,7 +23,9 @@ if [ -n "${PYTHON:-}" ] && ! command -v "$PYTHON" >/dev/null; then
     echo "error: there is no $PYTHON, which PYTHON names" >&2
     exit 2
 fi
-if [ -z "${PYTHON:-}" ]; then
+if [ -n "${PYTHON:-}" ]; then
+    has_needs "$PYTHON" || echo "note: $PYTHON, which PYTHON names, lacks something in $NEEDS, or has it older" >&2
+else
     if has_needs python3; then
         PYTHON=python3
     else

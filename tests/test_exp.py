@@ -14,7 +14,7 @@ from conftest import ROOT
 # Answers for torch, fails or waits where it is told to, and leaves a line in $LOG. Like the scripts
 # it saves at SIGTERM; one that has had the terminal's Ctrl-C before would not, but for RANK.
 PYTHON = """#!/bin/sh
-case "$1" in -c) exec {python} "$@" ;; esac
+case "$1" in -c | -) exec {python} "$@" ;; esac
 trap '[ -z "${{RANK-}}" ] || echo "saved: $*" >>"$LOG"; exit 143' TERM
 echo "gpu ${{CUDA_VISIBLE_DEVICES-all}}: $*" >>"$LOG"
 echo "output of $*"
@@ -431,6 +431,22 @@ def test_a_python_that_is_not_there_is_one_line():
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: there is no /nowhere/python, which PYTHON names\n"
+
+
+def test_a_python_without_the_packages_is_named(tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        ["sh", "exp.sh", "--quick"],
+        cwd=ROOT,
+        env=env | {"PYTHON": str(bare), "OUT_DIR": str(tmp_path / "out")},
+        capture_output=True,
+        text=True,
+    )
+    says = f"note: {bare}, which PYTHON names, lacks something in requirements.txt, or has it older"
+    assert done.returncode and done.stderr.startswith(says)
 
 
 def test_where_to_write_is_no_flag(exp):
