@@ -60,7 +60,8 @@ def how_trained(name: str, betas: list, args: argparse.Namespace) -> dict[str, l
     if any(layers.values()) and not any(m.family in ON_STAGES for m in methods):
         raise UserError(f"--method {name} compares no layers: leave --student-layers and "
                         "--teacher-layers out")  # fmt: skip
-    usual, unset = weights_of(args.recipe, name, args.epochs), methods[-1].beta if methods else None
+    usual = weights_of(args.recipe, name, args.epochs)
+    unset = usual.get("beta", methods[-1].beta if methods else None)
     sweeps = any(m.temperature for m in methods)
     found = {
         "alpha": args.alpha or [usual["alpha"]],

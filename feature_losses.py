@@ -240,7 +240,8 @@ def ft(student_stages: Stages, teacher_stages: Stages, module: Factors) -> Tenso
     student's, both flattened.
     The authors train the paraphraser first, as an autoencoder of the teacher's stage. Here it
     learns along: its mean square error has gradient but adds 0 to the value, and no weight changes
-    how fast it learns; the transfer's gradient does not reach it.
+    how fast it learns, not that of a small last batch either; the transfer's gradient does not
+    reach it.
     The authors' code has CE + 500 times this mean, the default beta, and no batch norm in the
     translator. RepDistiller, whose translator is the one here, compares not factors but, as
     attention does, the means of their squares over channels, with a weight of 200.

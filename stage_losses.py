@@ -112,6 +112,8 @@ def fitnet(student_stages: Stages, teacher_stages: Stages, regressor: nn.Module)
     authors' code: the weight then does not depend on the size of the map.
     The paper gives the term no weight but trains on it alone first, then by kd: alpha = 1 and the
     default beta = 1 are that first stage. Here it stands beside the hard loss from the start.
+    RepDistiller's regressor has a batch norm too, and its script 100 times the mean over channels
+    as well, which is beta = 200 / C_t here.
     Checked against C_t / 2 times torchdistill's SimpleLossWrapper of MSELoss. Raises UserError.
     """
     guided, hint = hint_pair(student_stages, teacher_stages)
@@ -214,8 +216,8 @@ def pkt(student_stages: Stages, teacher_stages: Stages, regressor: None = None) 
     sum_(k != i) K(x_i, x_k) for j != i, with K = (1 + cosine) / 2 and x the rows of `pooled`.
     The paper trains on it alone: alpha = 1 and the default beta = 1.
     torchdistill's PKTLoss, like the authors' code, counts j = i too and takes the mean of the B^2
-    terms in place of their sum: checked against the paper's formula in float64 NumPy. Raises
-    UserError.
+    terms in place of their sum: checked against the paper's formula in float64 NumPy. RepDistiller
+    has 30000 times that mean, which is beta = 30000 / B^2 here. Raises UserError.
     """
     p = conditional(pooled(teacher_stages, "teacher"))
     q = conditional(pooled(student_stages, "student"))

@@ -36,6 +36,8 @@ RECIPES = {
             "kd": {"alpha": 0.9, "temperature": 4.0, "scale_t2": True},
             # Its authors train kd on standardised logits with weights of their own (0.1 and 9).
             "ls": {"alpha": 0.9, "temperature": 2.0},
+            # 30000 times a mean over the batch's 64^2 pairs, which are summed here.
+            "pkt": {"alpha": 1.0, "hard_weight": 1.0, "beta": 30000 / 64**2},
             "smooth": {"alpha": 0.1},
             "none": {"alpha": 0.9},
         },
@@ -62,9 +64,9 @@ def settings_of(recipe: str, model: str, epochs: int | None) -> dict[str, Any]:
 
 
 def weights_of(recipe: str, method: str, epochs: int) -> dict[str, Any]:
-    """alpha, temperature, hard_weight, scale_t2 and soft_warmup of a method, where it sets them.
+    """A method's alpha, temperature, hard_weight, scale_t2, beta and soft_warmup, if it sets them.
 
-    Of two methods, as kd+sp, kd is given its T^2.
+    Two methods, as kd+sp, are any other's, and nothing of them is phased in; kd is given its T^2.
     """
     known = RECIPES[recipe]
     found = dict(known.weights.get(method, known.weights[""]))

@@ -35,6 +35,10 @@ FIRST = ("none", "")  # the line of the student alone
 MARK = {ALONE: MARKS, KD: {1: " ↑", -1: " ↓", 0: ""}}
 PUBLISHED = ROOT / "results" / "published.csv"
 THEIRS = {"dataset": "cifar100", "train_size": 50000, "epochs": 240}  # with the crd recipe
+# Methods whose term and weight are those of the published table, and those whose compared layers
+# are so only in its ResNets; all others' figures are marked (docs/protocol.md).
+ALIKE, ALIKE_IN_RESNETS = ("none", KD, "rkd", "pkt", "crd"), ("sp", "nst", "vid")
+UNLIKE = " ≠"
 
 
 @dataclass(frozen=True)
@@ -248,8 +252,9 @@ def beside_published(pairs: Pairs) -> str:
         theirs = part.set_index(["teacher", "student", "method"]).accuracy
 
         def figure(runs: pd.DataFrame, tests: pd.DataFrame, theirs: pd.Series = theirs) -> str:
-            key = (*runs[COLUMN[:2]].iloc[0], runs.method.iloc[0])
-            return beside(runs[ACCURACY].mean(), theirs.get(key))
+            *nets, method = key = (*runs[COLUMN[:2]].iloc[0], runs.method.iloc[0])
+            text = beside(runs[ACCURACY].mean(), theirs.get(key))
+            return text + UNLIKE * (text != NONE and not is_alike(nets, method))
 
         grades = {
             name: beside(teachers(pairs)[column].mean(), theirs.get((*column[:2], "teacher")))
@@ -260,10 +265,17 @@ def beside_published(pairs: Pairs) -> str:
     return show_lines(found)
 
 
+def is_alike(networks: list[str], method: str) -> bool:
+    """Whether a published figure is of the same loss, weight and layers as the cell here."""
+    resnets = all(network.startswith("resnet") for network in networks)
+    return method in ALIKE or (method in ALIKE_IN_RESNETS and resnets)
+
+
 def is_recipes(row: NamedTuple) -> bool:
     """Whether a student has nothing else than the recipe says of its method."""
     usual, methods = weights_of("crd", row.method, THEIRS["epochs"]), parts(row.method)
-    hard, beta = usual.get("hard_weight"), methods[-1].beta if methods else None
+    hard = usual.get("hard_weight")
+    beta = usual.get("beta", methods[-1].beta if methods else None)
     return not methods or (
         row.alpha == usual["alpha"]
         and row.temperature in (NO_TEMPERATURE, usual.get("temperature"))

@@ -26,6 +26,7 @@ from engine.recipes import weights_of
 from engine.rows import COLUMNS, csv_path, read_rows
 from engine.trainee import initial_model
 from images.views import epoch_views, gather, normalise
+from stage_losses import pkt
 from utils import Interrupted
 
 STEP = {"schedule": "step", "milestones": "2 3"}
@@ -231,12 +232,16 @@ def test_every_setting_tells_run_ids_apart():
     )  # fmt: skip
 
 
-def ids(line: str) -> list[str]:
-    """The run ids of a distill.py command that needs no teacher."""
+def arguments(line: str):
     parser = flags.parser("")
     flags.add_distillation(parser)
     flags.add_teacher(parser)
-    args = flags.parse(parser, line.split())
+    return flags.parse(parser, line.split())
+
+
+def ids(line: str) -> list[str]:
+    """The run ids of a distill.py command that needs no teacher."""
+    args = arguments(line)
     return [run_id(cell, settings_of(args)) for cell in distill.cells_of(args)]
 
 
@@ -284,6 +289,21 @@ def test_weights_of_the_recipe_crd():
     assert both == weights_of("crd", "sp", 240) | {"scale_t2": True}
     assert weights_of("crd", "kd", 240) == {"alpha": 0.9, "temperature": 4.0, "scale_t2": True}
     assert weights_of("crd", "dkd", 24)["soft_warmup"] == 2
+
+
+def test_pkt_weighs_by_the_recipe_crd_what_repdistillers_does():
+    """Its 30000 times a mean over the batch of 64 also counts each image's pair with itself."""
+    student, teacher = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+
+    def kernel(x):
+        similarity = (F.normalize(x) @ F.normalize(x).T + 1) / 2
+        return similarity / similarity.sum(1, keepdim=True)
+
+    p, q = kernel(teacher), kernel(student)
+    theirs = 30000 * (p * (p / q).log()).mean()
+    [beta] = distill.how_trained("pkt", [], arguments("--recipe crd"))["beta"]
+    ours = beta * pkt({"pooled": student}, {"pooled": teacher})
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["cifar10-short", "trial-first"])
