@@ -318,7 +318,7 @@ def figures(job: dict, asks: float, found: dict) -> dict:
 def main(argv: list[str] | None = None) -> None:
     p = flags.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("--dataset", choices=sorted(SOURCES), default="shapes")
-    p.add_argument("--data-dir", type=Path, default=ROOT / "data")
+    p.add_argument("--data-dir", type=flags.folder, default=ROOT / "data")
     p.add_argument("--out-dir", type=Path, default=ROOT, help="bench.md goes to its results/")
     p.add_argument("--cells", type=flags.COUNT, nargs="+", default=SIZES, help="sizes of the grid")
     p.add_argument("--repeats", type=flags.COUNT, default=20, help="timed steps of the plain way")

@@ -103,6 +103,7 @@ if [ -n "$QUICK" ]; then
     RESNET_FLAGS="--student-width 8 --epochs $short $(cosine "$short" $FLAGS)"
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=.}" "${T_MAX:=200}"
+OUT_DIR=$(from_anywhere "$OUT_DIR")
 : "${ALPHAS:=0.1 0.25 0.5 0.75 0.9}" "${TEMPERATURES:=1 2.5 5 7.5 10 20 30 40 50}"
 [ "$RECIPE" = crd ] || : "${EPOCHS:=100}"
 : "${SEEDS=0 1 2 3 4}" "${METHODS:=kd}" "${RESNET_SEEDS=0}"

@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--teacher-model", **flags.OWN)
     add("--teacher", type=Path, help="a checkpoint whose size and time are shown beside it")
     add("--dataset", choices=sorted(SOURCES), help="whose test images to compare on")
-    add("--data-dir", type=Path, default=ROOT / "data", help="where they are")
+    add("--data-dir", type=flags.folder, default=ROOT / "data", help="where they are")
     return parser.parse_args(argv)
 
 

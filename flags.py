@@ -1,4 +1,4 @@
-"""Every flag of the training scripts, each defined once, and the checks on its value."""
+"""The flags of the training scripts. A setting's is made of its definition in engine/cells.py."""
 
 import argparse
 from itertools import product
@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from engine.cells import OPTIMISER, SETTINGS, defaults, flag
 from engine.recipes import RECIPES
+from engine.weights import NESTED
 from losses import METHODS, is_method
 from models import ELSEWHERE, MODELS, NETWORKS, default_width, imported, named
 from models.foreign import is_library
@@ -49,11 +50,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
 
     With `sweeps`, a cell's own settings take several values.
     """
-    p = Parser(
-        description=description,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
+    p = Parser(description=description, formatter_class=Help, allow_abbrev=False)
     groups = {name: p.add_argument_group(name).add_argument for name in ("data", "optimisation")}
     for name, setting in SETTINGS.items():
         own = {}
@@ -67,7 +64,7 @@ def parser(description: str, sweeps: bool = True) -> Parser:
                    if name in one.settings]  # fmt: skip
         how["help"] += "".join(recipes)
         groups[setting.metadata["group"]](flag(name), **how)
-    groups["data"]("--data-dir", type=Path, default=ROOT / "data",
+    groups["data"]("--data-dir", type=folder, default=ROOT / "data",
         help="where the data set is or goes")  # fmt: skip
     add = groups["optimisation"]
     add("--amp", action=argparse.BooleanOptionalAction, default=None,
@@ -111,8 +108,7 @@ def add_weights(p: Parser) -> None:
     add = p.add_argument_group("weights from elsewhere").add_argument
     add("--weights", type=Path, metavar="FILE",
         help="train from these, or with --epochs 0 take them as they are: a state_dict, or one "
-        "under state_dict, model_state_dict, model, net or state; of the data's classes, in their "
-        "order")  # fmt: skip
+        f"under {', '.join(NESTED)}; of the data's classes, in their order")  # fmt: skip
     for what, kind in (("mean", SHARE), ("std", SPREAD)):
         add(f"--{what}", type=kind, nargs=3, metavar=("R", "G", "B"),
             help=f"the {what} of its images, of pixels from 0 to 1; unset: as with a checkpoint of "

@@ -24,6 +24,10 @@ no_folders() { # flags: ends the script where they say where to write, since the
     esac
 }
 
+from_anywhere() { # a path that is printed: absolute where the caller is in another folder
+    case "$caller:$1" in "$PWD":* | *:/*) printf '%s' "$1" ;; *) printf '%s/%s' "$PWD" "$1" ;; esac
+}
+
 from_caller() { # a path, made absolute by the caller's folder; '' stays ''
     case "$1" in '' | /*) printf '%s' "$1" ;; *) printf '%s/%s' "$caller" "$1" ;; esac
 }

@@ -58,10 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         board.log_images(args.out_dir, drawn)
     utils.say(table)
     utils.say(f"written: {', '.join(['table.md', 'REPORT.md', *(f'{n}.png' for n in drawn)])}")
-    out_dir, now_in = args.out_dir.resolve(), Path.cwd()
-    out_dir = out_dir.relative_to(now_in) if out_dir.is_relative_to(now_in) else out_dir
-    more = [f"; {what}: {command}" for what, command in board.commands(out_dir).items()]
-    utils.say(f"open {out_dir / 'results' / 'REPORT.md'}{''.join(more)}")
+    more = [f"; {what}: {command}" for what, command in board.commands(args.out_dir).items()]
+    utils.say(f"open {here / 'REPORT.md'}{''.join(more)}")
 
 
 def compared(rows: pd.DataFrame, metric: str | None = None) -> tuple[list[Results], pd.DataFrame]:

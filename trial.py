@@ -334,7 +334,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--draws", type=flags.COUNT, metavar="N",
         help="draws of the training images on which the winners are measured (default: 1; of a "
         "report, as many as a place has)")  # fmt: skip
-    p.set_defaults(train_size=5000, val_size=5000)
+    p.set_defaults(train_size=5000, val_size=VAL_SIZE)
     for action in p._actions:
         if action.dest in (*OWN, "milestones", "gamma"):  # refused
             action.help = argparse.SUPPRESS

@@ -60,6 +60,7 @@ if [ -n "$QUICK" ]; then
     case "$STUDENT " in "cnn "*) : "${WIDTH:=8}" "${WIDTHS=4}" ;; esac
 fi
 : "${DATASET:=cifar10}" "${DATA_DIR:=data}" "${OUT_DIR:=trial}"
+OUT_DIR=$(from_anywhere "$OUT_DIR")
 case "$DATASET" in
 cifar*)
     : "${VAL_SIZE:=5000}" "${SIZES=500 1000 2000 5000 10000 45000}" "${SIZE:=5000}"

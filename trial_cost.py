@@ -20,6 +20,7 @@ from engine.teacher import CHUNK, chunk_size
 from engine.trainee import Trainee
 from images.sources import Data
 from images.views import epoch_views, plain
+from reporting.cost import seen
 from reporting.tables import plural
 from trial import epochs_of
 
@@ -37,11 +38,10 @@ class Size(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """Seconds of one run of a width: a step, and its tests at the end; and of a stage's start."""
+    """Seconds of one run of a width: a step, and its tests at the end."""
 
     step: float
     tests: float
-    start: float
 
 
 def plan(args: argparse.Namespace) -> str:
@@ -52,9 +52,9 @@ def plan(args: argparse.Namespace) -> str:
     data = load_in_turn(settings, args.data_dir, device, parallel.Ranks())
     places = [(images or len(data.train), width or args.width) for images, width in args.plan]
     places = list(dict.fromkeys(places))  # its own width may be named, too
-    start = time.process_time()  # what this process has spent on imports and images
+    args.start = time.process_time()  # spent on imports and images, as at each stage's start
     widths = {width for _, width in places}
-    paces = {width: pace(args, width, settings, data, device, start) for width in widths}
+    paces = {width: pace(args, width, settings, data, device) for width in widths}
     args.images, args.views = len(data.train), data.train.views
     args.answer = answer_pace(args, settings, data, device)
     asked = Size(places, args.tries, args.fresh, args.steps)
@@ -97,17 +97,12 @@ def cost(size: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) ->
         one = paces[width]
         seconds += (count + 3 * probes) * long * one.step + (count + 2 * probes) * one.tests
         stages = 4 * (1 + len(set(args.sides) & set(sides.CONTROLS)))
-        starts += (stages + (args.doublings + 1) * (args.doublings > 0)) * one.start
+        starts += (stages + (args.doublings + 1) * (args.doublings > 0)) * args.start
         first = seen(args.views, epochs * (len(sides.FINAL_SEEDS) + fresh))
         more = (draws - 1) * seen(args.views, epochs * fresh)
         answers += images * (first * (1 + ("kd-random" in args.sides)) + more)
     taught = answers * args.answer / args.ranks
     return runs, steps, seconds / args.ranks + starts + taught, taught
-
-
-def seen(views: int, epochs: int) -> float:
-    """How many of an image's views so many epochs are expected to show."""
-    return views * (1 - (1 - 1 / views) ** epochs)
 
 
 def smaller(asked: Size, args: argparse.Namespace, paces: dict[int | None, Pace]) -> str:
@@ -134,7 +129,6 @@ def pace(
     settings: Settings,
     data: Data,
     device: torch.device,
-    start: float,
 ) -> Pace:
     """Time a few steps and the tests of the student: of one, or of a stack on a GPU."""
     count = STACK if device.type == "cuda" else 1
@@ -151,7 +145,7 @@ def pace(
             team(batch)
 
     tests = seconds(lambda: measure.record(steps.predictor(trainees), data), 1, device)
-    return Pace(seconds(step, TIMED, device) / count, tests / count, start)
+    return Pace(seconds(step, TIMED, device) / count, tests / count)
 
 
 def answer_pace(

@@ -204,8 +204,8 @@ def load_checkpoint(path: Path) -> dict:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception:  # torch raises half a dozen kinds for a broken file
         raise UserError(
-            f"{path} is truncated or not a checkpoint of this project: train it again "
-            "(train_teacher.py --overwrite)"
+            f"{path} is truncated or not a checkpoint of this project: train it again, with "
+            "--overwrite"
         ) from None
     if wrong := what_is_wrong(content):
         raise UserError(f"{path} is not a checkpoint of this project (docs/columns.md): {wrong}")

@@ -91,10 +91,10 @@ class Curves:
                 self.writer.add_scalar(tag, record[name], epoch)
         self.writer.flush()
 
-    def close(self) -> None:
-        """The run has its row."""
+    def close(self, has_row: bool) -> None:
+        """End; the curves of a run that this one's row has overwritten go."""
         self.writer.close()
-        for file in self.old:
+        for file in self.old if has_row else ():
             file.unlink(missing_ok=True)
 
 
@@ -114,7 +114,7 @@ def commands(out_dir: Path) -> dict[str, str]:
     protocols = Counter(path.parent for path in (out_dir / "runs").glob("*/*") if path.is_dir())
     where = {"pictures": out_dir / "runs-summary"}
     if protocols:
-        where = {"curves": max(protocols, key=protocols.get)} | where
+        where = {"curves": max(sorted(protocols), key=protocols.get)} | where
     return {
         what: f"tensorboard --logdir {shlex.quote(str(at))}"
         for what, at in where.items()

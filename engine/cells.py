@@ -145,9 +145,9 @@ class Cell:
     answers: str = ""
 
     @property
-    def families(self) -> set[str]:
-        """What its method learns from, of response, feature, relation and labels."""
-        return {part.family for part in parts(self.method)}
+    def learns_from_logits(self) -> bool:
+        """Whether its method compares logits with the teacher's."""
+        return any(part.family == "response" for part in parts(self.method))
 
     @property
     def hard(self) -> float:

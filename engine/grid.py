@@ -1,6 +1,7 @@
 """From a command's cells to finished rows: skip what is done, group the rest, train them."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,9 +14,18 @@ import pandas as pd
 import torch
 
 from engine import parallel
-from engine.cells import Cell, Settings, data_suffix, every_setting, run_id, spaced
+from engine.cells import (
+    DATA_SETTINGS,
+    Cell,
+    Settings,
+    data_suffix,
+    every_setting,
+    flag,
+    run_id,
+    spaced,
+)
 from engine.loop import train
-from engine.resume import Keeper, Run, clear, folder_of
+from engine.resume import Keeper, Run, folder_of, remove
 from engine.rows import best_path, csv_path, locked, machine, read_rows
 from engine.sheet import AUTO_BYTES, Sheet, open_sheet
 from engine.steps import steps_in
@@ -53,11 +63,12 @@ def run_command(cells: list[Cell], args: argparse.Namespace) -> None:
     run = Run(settings, data, teacher, args.out_dir, device, ranks, Keeper(args.save_seconds))
     run.overwrite, run.eval_every = args.overwrite, args.eval_every
     run.keep_best = args.keep == "best"
-    if any("response" in cell.families for cell in pending):
+    if any(cell.learns_from_logits for cell in pending):
         run.sheet = sheet_for(run, args.teacher_cache)
     if pending and getattr(args, "weights", None):  # train_teacher.py alone has it
         run.weights = fitting(args.weights, pending[0], data.classes, settings)
-    complaints = train_groups(cells, pending, run, left)
+    with contextlib.closing(run.keeper):
+        complaints = train_groups(cells, pending, run, left)
     parallel.stop()
     if complaints:
         raise Diverged(f"{'; '.join(complaints)}: no row was written for it; try a lower --lr")
@@ -136,7 +147,8 @@ def train_groups(cells: list[Cell], pending: list[Cell], run: Run, left: Callabl
     parts = [(group, [cell for cell in group if cell in wanted]) for group in grouped(cells)]
     for group, mine in parts:
         if ranks.lead and not mine:
-            clear(group, run)
+            # What a kill after the rows were written has left.
+            remove(folder_of(group, run.settings, run.out_dir))
     todo = [(group, mine) for group, mine in parts if mine]
     sizes = [len(mine) for _, mine in todo]
     dealt = deals_groups(sizes, ranks.world)
@@ -195,7 +207,7 @@ def load_in_turn(
     settings: Settings, data_dir: Path, device: torch.device, ranks: parallel.Ranks
 ) -> Data:
     """The lead loads first, so that a download or a decoding happens once."""
-    names = ("dataset", "train_size", "val_size", "normalization", "image_size", "augment", "draw")
+    names = (*DATA_SETTINGS, "normalization", "augment")
     how = {name: getattr(settings, name) for name in names}
     work = functools.partial(load, data_dir=data_dir, device=device, **how)
     return parallel.lead_first(ranks, work) or work()
@@ -295,8 +307,7 @@ def find_teacher(args: argparse.Namespace, settings: Settings, needed: bool) -> 
         name = file_name(args.teacher) if args.teacher else "*"
         raise UserError(
             f"no teacher checkpoint {folder}/{name}{ending}: run train_teacher.py with the same "
-            "--dataset, --train-size, --val-size, --image-size and --out-dir, "
-            "or give --teacher"
+            f"{', '.join(map(flag, DATA_SETTINGS))} and --out-dir, or give --teacher"
         )
     names = ", ".join(path.name for path in found)
     raise UserError(f"several teachers in {folder} ({names}): choose one with --teacher")

@@ -1,6 +1,6 @@
 """The one training loop.
 
-`train` is given the cells of a command that share a seed and a network, and so see the same views.
+`train` is given the cells of a command that share a seed, and so see the same views.
 An epoch is: its views (a pure function of seed and epoch); the teacher's logits for all of them;
 then, batch by batch, one step of every cell; then one record a cell. Cells share the batch and
 nothing else, so a cell's bits do not depend on which others are trained with it (on a GPU, where
@@ -30,7 +30,7 @@ from utils import UserError, is_lead
 
 
 def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
-    """Train the `pending` ones of a group's cells (one seed, one network) and write their rows.
+    """Train the `pending` ones of a group's cells (of one seed) and write their rows.
 
     Returns one line for each cell whose loss became non-finite; those leave no row. Raises
     UserError where another process trains them or an unfinished run has other settings.
@@ -50,7 +50,7 @@ def train(group: list[Cell], pending: list[Cell], run: Run) -> list[str]:
         for trainee in trainees:
             own = trainee.beta, trainee.history
             trainee.curves = Curves(run.out_dir, trainee.cell, settings, *own)
-        uses_logits = any(all_gather(ranks, any(t.learns_from_logits for t in trainees)))
+        uses_logits = any(all_gather(ranks, any(t.cell.learns_from_logits for t in trainees)))
         first = min(all_gather(ranks, min((t.epoch for t in trainees), default=settings.epochs)))
         progress = Progress(together(mine, pending), settings.epochs, steps.count, first, is_lead())
 

@@ -83,11 +83,6 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float
     return sums.index_add_(0, bin_of, gap).abs().sum().item() / len(labels)
 
 
-def agreement(student: Tensor, teacher: Tensor) -> float:
-    """Fraction of images whose argmax is the same for student and teacher; logits [N, K]."""
-    return wide(student.argmax(1) == teacher.argmax(1)).mean().item()
-
-
 def divergence(student: Tensor, teacher: Tensor) -> float:
     """Mean KL(teacher || student) of the unsoftened predictions, nats; logits [N, K]."""
     s, t = wide(student).log_softmax(1), wide(teacher).log_softmax(1)

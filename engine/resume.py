@@ -54,11 +54,17 @@ class Keeper:
         self.seconds = seconds
         self.last = time.monotonic()
         self.signal = 0
+        self.before = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
             number = getattr(signal, name, None)  # Windows lacks the last two
             if not number or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
                 continue  # under nohup
-            signal.signal(number, self.mark)
+            self.before[number] = signal.signal(number, self.mark)
+
+    def close(self) -> None:
+        """Leave signals to those that had them: in a notebook the process lives on."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def mark(self, number: int, frame: object) -> None:
         # torchrun forwards to its ranks a signal that they have from the terminal already.
@@ -96,7 +102,7 @@ class Run:
 
 
 class Unfinished:
-    """The saved state of a group's cells (one seed, one network), and its clock.
+    """The saved state of a group's cells (of one seed), and its clock.
 
     `group` names the folder: all cells of the command, pending or not, since a kill may come after
     some rows were written. `trainees` are this rank's.
@@ -246,6 +252,8 @@ class Unfinished:
             "teacher": run.teacher.sha if self.taught else "none",
             "data": run.data.fingerprint,
             "test data": run.data.measured_on,
+            "eval_every": run.eval_every,  # of the best epoch, not of the weights
+            "torch": str(torch.__version__),
             "device": run.device.type,
             # On a GPU they do not change the bits, and a node with other cores may go on.
             "threads": torch.get_num_threads() if run.device.type == "cpu" else 0,
@@ -275,11 +283,6 @@ def folder_of(group: list[Cell], settings: Settings, out_dir: Path) -> Path:
     ids = sorted(run_id(cell, settings) for cell in group)
     name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
     return out_dir / "checkpoints" / "unfinished" / name
-
-
-def clear(group: list[Cell], run: Run) -> None:
-    """Remove what a kill after the rows were written has left, unless another process has it."""
-    remove(folder_of(group, run.settings, run.out_dir))
 
 
 def remove(folder: Path) -> None:

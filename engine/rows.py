@@ -78,7 +78,6 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
             best = min(best_epoch(trainee.history) + 1, run.settings.epochs)
             best = {"state": trainee.best, "epoch": best}
             save_checkpoint(best_path(path), content | best | {"progress": None})
-        trainee.curves.close()
     rest = len(run.data.train) % run.settings.batch_size
     small = run.settings.last_batch == "keep" and 0 < rest < run.settings.batch_size / 2
     hint = f" (an epoch's last step is on {rest} images and as long: --last-batch weigh?)"
@@ -97,6 +96,8 @@ def leave(trainees: list[Trainee], run: Run, state: Unfinished, cells: int) -> l
                 f"best {row['best_test_acc']:.4f} in epoch {row['best_epoch']}, "
                 f"{row['seconds']:.0f} s"
             )
+    for trainee in trainees:
+        trainee.curves.close(trainee in sound)
     return [line for _, theirs in gathered for line in theirs]
 
 
@@ -121,7 +122,7 @@ def rows_of(trainees: list[Trainee], run: Run, seconds: float, cells: int) -> li
         row["ece"] = measure.calibration_error(own, data.test.labels)
         if teacher:
             row |= {"teacher": teacher.run_id, "teacher_sha": teacher.sha}
-            row["agreement"] = measure.agreement(own, taught)
+            row["agreement"] = measure.accuracy(own, taught.argmax(1))
             row["teacher_kl"] = measure.divergence(own, taught)
             row["teacher_acc"] = measure.accuracy(taught, data.test.labels)
         rows.append(row)
@@ -232,12 +233,17 @@ def parse_rows(source: Path | io.BytesIO, path: Path) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise UserError(f"cannot read {path} ({brief(error)}): {advice}") from None
     if [name for name in COLUMNS if name in rows] != list(rows) or not set(FIRST) <= set(rows):
-        odd = sorted(set(rows) - set(COLUMNS) | set(FIRST) - set(rows)) or ["their order"]
-        odd = ["none separated by a comma"] if len(rows.columns) == 1 else odd
-        raise UserError(f"{path} has not this version's columns ({listed(odd)}): {advice}")
+        more, fewer = sorted(set(rows) - set(COLUMNS)), sorted(set(FIRST) - set(rows))
+        odd = [f"it lacks {listed(fewer)}"] * bool(fewer) + [f"it has {listed(more)}"] * bool(more)
+        odd = ["none separated by a comma"] if len(rows.columns) == 1 else odd or ["their order"]
+        raise UserError(f"{path} has not this version's columns ({'; '.join(odd)}): {advice}")
     rows = with_later(rows)
-    if rows.run_id.isna().any() or rows.run_id.duplicated().any():
-        raise UserError(f"{path} has a run_id that is empty or there twice: {advice}")
+    if rows.run_id.isna().any():
+        lines = ", ".join(str(number + 2) for number in rows.index[rows.run_id.isna()])
+        raise UserError(f"{path} has no run_id in line {lines}: {advice}")
+    if rows.run_id.duplicated().any():
+        twice = listed(rows.run_id[rows.run_id.duplicated()].unique())
+        raise UserError(f"{path} has {twice} more than once: {advice}")
     if not rows.role.isin(ROLES).all():
         raise UserError(f"{path} has a role that is none of {', '.join(ROLES)}: {advice}")
     numbers = ("seed", "alpha", "temperature", "test_acc", "best_test_acc", "seconds")

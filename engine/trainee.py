@@ -99,6 +99,8 @@ class Trainee:
         # On a GPU the learning rate is a tensor, so that a recorded step can use its new value.
         on_gpu = device.type == "cuda"
         self.lr = torch.tensor(cell.lr, device=device) if on_gpu else cell.lr
+        weight = self.soft_weight(0)  # of the soft loss, likewise
+        self.weight = torch.tensor(weight, device=device) if on_gpu else weight
         self.settings = settings
         self.optimiser = optimiser(self.model.parameters(), self.lr, cell, settings)
         self.epoch = 0  # epochs done
@@ -113,7 +115,7 @@ class Trainee:
     def soft_weight(self, epoch: int) -> float:
         """What the soft loss is multiplied by in an epoch, from 0, beside alpha.
 
-        Two methods' weights are in it already.
+        Of two methods `soft` has applied the weights already.
         """
         warm = min(1.0, (epoch + 1) / self.cell.soft_warmup) if self.cell.soft_warmup else 1.0
         if self.on_logits and self.on_stages:
@@ -136,20 +138,15 @@ class Trainee:
         """
         return self.draws or bool(self.on_stages)
 
-    @property
-    def learns_from_logits(self) -> bool:
-        return "response" in self.cell.families
-
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, from 0."""
         return learning_rate(self.cell.lr, epoch, self.settings)
 
     def anneal(self, epoch: int) -> None:
-        """Set the learning rate to that of an epoch, from 0."""
-        if isinstance(self.lr, Tensor):
-            self.lr.fill_(self.lr_at(epoch))
-        else:
-            self.lr = self.lr_at(epoch)
+        """Set the learning rate and the soft loss's weight to those of an epoch, from 0."""
+        for name, value in (("lr", self.lr_at(epoch)), ("weight", self.soft_weight(epoch))):
+            own = getattr(self, name)
+            setattr(self, name, own.fill_(value) if isinstance(own, Tensor) else value)
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr
 
@@ -236,7 +233,7 @@ def student_step(trainee: Trainee, batch: Batch) -> None:
     logits, hard, terms = terms_of(trainee, batch)
     soft = trainee.soft(terms) if terms else torch.zeros_like(hard)
     cell = trainee.cell
-    loss = mix(hard, soft, cell.hard, cell.alpha, trainee.soft_weight(trainee.epoch))
+    loss = mix(hard, soft, cell.hard, cell.alpha, trainee.weight)
     trainee.optimiser.zero_grad()
     (loss * batch.weight).backward()
     if trainee.settings.clip:

@@ -157,9 +157,11 @@ def read_batches(place: Path, which: Cifar) -> Arrays:
         train = [read_batch(files[name], which.labels) for name in sorted(files)]
         images, labels = map(np.concatenate, zip(*train, strict=True))
     except Exception as error:  # tar, zlib and pickle raise many kinds
+        batch = re.fullmatch(which.files, place.name)
+        advice = "name the folder it is in" if batch else "move it away, and it is downloaded"
         raise UserError(
             f"cannot read {which.title} from {place} ({type(error).__name__}: {brief(error)}): "
-            "move it away, and it is downloaded"
+            + advice
         ) from None
     return {"train": (images, labels), "test": test}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import UserError, acquired, brief, note
+from utils import UserError, acquired, brief, check_writable, note
 
 STALL_SECONDS = 20.0  # a source that sends nothing, or below FLOOR, for this long is left
 FLOOR = 10_000  # bytes a second
@@ -46,8 +46,8 @@ def ensure_archive(root: Path, wanted: Archive) -> Path:
     Raises UserError where no source has it, or `root` cannot be written.
     """
     archive = Path(root).absolute() / wanted.archive
+    check_writable(archive.parent)
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
         lock = archive.with_name(f".{wanted.title.lower()}.lock")
         with acquired(lock):  # released when its holder dies
             if not archive.exists():  # else another process has downloaded it meanwhile
@@ -108,7 +108,8 @@ def blocks(url: str, size: int) -> Iterator[bytes]:
         try:
             block = came.get(timeout=STALL_SECONDS + 1)  # after requests' timeout, which says more
         except queue.Empty:
-            raise Left("it trickles") from None
+            silent = "it does not answer (a proxy or firewall in between?)"
+            raise Left("it trickles" if taken else silent) from None
         if isinstance(block, Left):
             raise block
         taken += len(block)

@@ -15,8 +15,6 @@ Two things are there to set a deep teacher apart from a small student:
 Nothing else depends on the label: size, place, angle, clutter, strip and noise do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -14,5 +14,4 @@ from .registry import (
     is_own,
     named,
 )
-from .resnet import ResNet18
 from .stages import Stages, find

@@ -218,9 +218,9 @@ def close_to(name: str, known: Iterable[str]) -> str:
     return f" ({meant})"
 
 
-def shortened(names: Iterable[str], most: int = 12) -> str:
-    """The first and the last of some names."""
+def shortened(names: Iterable[str]) -> str:
+    """The first six and the last six of some names."""
     names = list(names)
-    if len(names) > most:
-        names = [*names[: most // 2], "...", *names[-most // 2 :]]
+    if len(names) > 12:
+        names = [*names[:6], "...", *names[-6:]]
     return ", ".join(names) or "none"

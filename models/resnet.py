@@ -1,10 +1,9 @@
 """ResNet-18 in its CIFAR form (He et al., CVPR 2016; 3x3 stride-1 stem and no max-pool)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .precision import at_least_float32
+from .parts import convolution, pooled_logits
 
 
 class Projection(nn.Conv2d):
@@ -57,11 +56,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, width: int = DEFAULT_WIDTH, classes: int = 10):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = convolution(3, width, 3)
         self.stage1 = self._stage(width, width, stride=1)
         self.stage2 = self._stage(width, 2 * width, stride=2)
         self.stage3 = self._stage(2 * width, 4 * width, stride=2)
@@ -78,7 +73,4 @@ class ResNet18(nn.Module):
         """Images [B, 3, 32, 32] to logits [B, classes]."""
         x = self.stage2(self.stage1(self.stem(x)))  # [B, 2w, 16, 16]
         x = self.stage4(self.stage3(x))  # [B, 8w, 4, 4]
-        # In float32 even under autocast: rounded to bfloat16, some logits would be tied or in
-        # another order, and a student learns from them.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(torch.mean(at_least_float32(x), dim=(2, 3)))
+        return pooled_logits(x, self.head)

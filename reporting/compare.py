@@ -7,7 +7,6 @@ comparisons that could have been reported in its place; Holm's correction is ove
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
 from reporting import stats
@@ -110,7 +109,7 @@ def of_student(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(p_holm=stats.holm(table.p), family=table.p.notna().sum())
         table["visible"] = stats.visible(table)
         table = table.loc[[number[pair] for pair in shown]].assign(against=against)
-        table["sign"] = np.sign(table.difference).where(table.p_holm <= stats.LEVEL, 0).astype(int)
+        table["sign"] = stats.signs(table)
         table[CELL[1:]] = [first for first, _ in shown]
         parts.append(table)
     return pd.concat(parts[1:] or parts)

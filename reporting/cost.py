@@ -15,12 +15,14 @@ STEPS = -(-IMAGES // BATCH)  # of an epoch
 VIEWS = 162  # of an image of 32 pixels: 9 x 9 crops, flipped or not
 
 
-def new_views(seeds: int, epochs: int = EPOCHS) -> float:
-    """Epochs' worth of distinct views in `epochs` of `seeds` seeds, for which logits are computed.
+def seen(views: int, epochs: int) -> float:
+    """How many of an image's views so many epochs are expected to show."""
+    return views * (1 - (1 - 1 / views) ** epochs)
 
-    Expectation: an epoch draws one of VIEWS for each image.
-    """
-    return VIEWS * (1 - (1 - 1 / VIEWS) ** (seeds * epochs))
+
+def new_views(seeds: int) -> float:
+    """Epochs' worth of distinct views in the epochs of `seeds` seeds: logits to be computed."""
+    return seen(VIEWS, seeds * EPOCHS)
 
 
 HEADER = """\

@@ -139,7 +139,7 @@ def comparisons(rows: pd.DataFrame) -> pd.DataFrame:
         parts.append(table.assign(**dict(zip(COLUMN, column, strict=True))))
     tests = pd.concat(parts, ignore_index=True)
     tests["p_holm"], tests["visible"] = stats.holm(tests.p), stats.visible(tests)
-    tests["sign"] = np.sign(tests.difference).where(tests.p_holm <= stats.LEVEL, 0).astype(int)
+    tests["sign"] = stats.signs(tests)
     return tests
 
 

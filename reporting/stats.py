@@ -80,6 +80,11 @@ def visible(tests: pd.DataFrame) -> pd.Series:
     return tests.half / quantile(df) * stats.t.isf(step / 2, df)
 
 
+def signs(tests: pd.DataFrame) -> pd.Series:
+    """1 or -1 where a contrast is significant after correction (`p_holm`), otherwise 0."""
+    return np.sign(tests.difference).where(tests.p_holm <= LEVEL, 0).astype(int)
+
+
 def equivalent(tests: pd.DataFrame, margin: float) -> pd.Series:
     """p of two one-sided t-tests (Schuirmann 1987): small where a contrast is within ± margin.
 

@@ -235,8 +235,7 @@ def compare(entries: pd.DataFrame, right: dict[str, np.ndarray]) -> pd.DataFrame
     for family in (asked, ~asked):
         for corrected, p in (("p_holm", tests.p), ("p_small", tests.p_small)):
             tests.loc[family, corrected] = stats.holm(p[family])
-    significant = tests.p_holm <= stats.LEVEL
-    return tests.assign(sign=np.sign(tests.difference).where(significant, 0).astype(int))
+    return tests.assign(sign=stats.signs(tests))
 
 
 def question(tests: pd.DataFrame) -> pd.Series:

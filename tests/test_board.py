@@ -78,7 +78,7 @@ def test_curves_go_on_after_a_kill_and_are_not_doubled(tmp_path):
 
     go(0, 4, 0.5)
     go(1, 3, 0.6)
-    go(2, 5, 0.7).close()
+    go(2, 5, 0.7).close(has_row=True)
     folder = curves_folder(tmp_path, ALONE, TINY)
     assert curve(folder) == [(1, 0.5), (2, 0.6), (3, 0.7), (4, 0.7), (5, 0.7)]
     assert curve(folder, "acc/best_test")[-1] == (5, 0.9)
@@ -102,7 +102,7 @@ def test_an_overwritten_run_replaces_its_curves_and_an_older_versions(tmp_path):
     for _ in range(2):
         curves = Curves(tmp_path, ALONE, TINY, None, [])
         curves.write(1, {"test_acc": 0.5})
-        curves.close()
+        curves.close(has_row=True)
     assert not list(older.iterdir())
     assert len(list(curves_folder(tmp_path, ALONE, TINY).iterdir())) == 1
 

@@ -129,7 +129,7 @@ def test_bad_sources_are_left_in_turn(server, monkeypatch, tmp_path, capfd):
     assert server.sent < 2e7  # what was taken and what sockets hold: no body without an end
     lines = capfd.readouterr().err.splitlines()
     reasons = ["", "", "", "", "refused", "404", "timed out", md5(OTHER), f"{len(GOOD) - 50} more"]
-    reasons += ["bytes a second", "it trickles", "more than the archive's 200,000 bytes"]
+    reasons += ["bytes a second", "it does not answer", "more than the archive's 200,000 bytes"]
     for line, url, why in zip(lines, CIFAR10.sources[:-2], reasons, strict=True):
         assert line.startswith(f"CIFAR-10: left {url}: ")
         assert why in line

@@ -13,7 +13,7 @@ from engine.cells import Cell, run_id
 from engine.grid import grouped
 from engine.loop import train
 from engine.measure import calibration_error
-from engine.resume import Keeper, Unfinished, claim, clear, folder_of, load_state, save_state
+from engine.resume import Keeper, Unfinished, claim, folder_of, load_state, remove, save_state
 from engine.rows import csv_path, read_rows
 from engine.trainee import Batch, Trainee, student_step
 from images.sources import to_device
@@ -201,9 +201,9 @@ def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
     run = make_run("out")
     folder = folder_of(GRID, run.settings, run.out_dir)
     with claim(folder):
-        clear(GRID, run)
+        remove(folder_of(GRID, run.settings, run.out_dir))
         assert folder.exists()
-    clear(GRID, run)
+    remove(folder_of(GRID, run.settings, run.out_dir))
     assert not folder.exists()
 
 

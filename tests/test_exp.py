@@ -312,6 +312,12 @@ def test_a_number_that_is_none_is_one_line(exp, script, env, says):
     assert err.startswith("error: ") and says in err and err.count("\n") == 1
 
 
+def test_to_a_caller_in_another_folder_whole_paths_are_printed(exp, tmp_path):
+    for cwd, folder in ((tmp_path, f"{ROOT}/quick"), (ROOT, "quick")):
+        status, ran, _, _ = exp(0, "--quick", cwd=cwd)
+        assert status == 0 and f"--out-dir {folder} " in ran[-2]
+
+
 def test_files_among_the_flags_are_the_callers(exp, tmp_path):
     own = {"FLAGS": "--lr 0.1 --teacher-model=t.py:Net", "STUDENT_FLAGS": "--student my/net.py:Net"}
     own |= {"TEACHER": "t.pt", "RESNET_SEEDS": ""}

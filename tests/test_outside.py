@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -290,8 +291,8 @@ def test_every_later_column_is_blank_or_the_references(place):
 @pytest.mark.parametrize(
     "columns, between, odd",
     [
-        (FIRST[1:], ",", "run_id"),
-        ([*COLUMNS, "mood"], ",", "mood"),
+        (FIRST[1:], ",", "it lacks run_id"),
+        ([*COLUMNS, "mood"], ",", "it has mood"),
         (COLUMNS[::-1], ",", "their order"),
         (COLUMNS, ";", "none separated by a comma"),  # as a spreadsheet saves it
     ],
@@ -302,6 +303,25 @@ def test_a_csv_of_something_else_is_refused(place, capsys, columns, between, odd
     frame[columns].to_csv(path, index=False, sep=between)
     assert run(train_student.main, place) == 2
     assert f"has not this version's columns ({odd})" in one_line(capsys)
+
+
+def test_a_row_without_a_name_and_one_there_twice_are_named(place, capsys):
+    path = csv_path(place / "out")
+    head, row = path.read_text().splitlines()
+    blank = "," * (len(COLUMNS) - 1)  # as a spreadsheet leaves a row that was emptied
+    name = row.split(",")[0]
+    for more, says in ((blank, "no run_id in line 3"), (row, f"{name} more than once")):
+        path.write_text("\n".join([head, row, more]) + "\n")
+        assert run(train_student.main, place) == 2
+        assert says in one_line(capsys)
+
+
+def test_a_run_that_has_ended_leaves_signals_to_others(place):
+    """In a notebook Ctrl-C would else be swallowed by the cells after it."""
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(name) for name in names]
+    assert run(train_student.main, place) == 0
+    assert [signal.getsignal(name) for name in names] == before
 
 
 def test_no_row_is_written_that_could_not_be_read(place, capsys):

@@ -353,6 +353,7 @@ def test_a_lone_milestone_is_found_again_and_a_protocol_of_its_own(tmp_path, cap
     "argv, what",
     [
         ("--out-dir=", "it is empty"),
+        ("--data-dir=", "it is empty"),
         ("--milestones 5", "--milestones has no effect without --schedule step"),
         ("--gamma 0.5", "--gamma has no effect without --schedule step"),
         ("--schedule step", "--schedule step needs --milestones"),

@@ -12,7 +12,7 @@ from method_inputs import RESPONSE
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from engine import graph, steps
 from engine.cells import Cell, run_id
@@ -161,8 +161,7 @@ def test_a_pass_of_stacks_leaves_what_the_loop_leaves(make_run, monkeypatch):
 class Tape:
     """Stands for the capture of a CUDA graph: some steps to warm up, then `step` on every replay.
 
-    As a graph it does not notice what the step would read from elsewhere: everything a replay uses
-    is where it was at the recording.
+    Unlike a graph, a replay reads Python's numbers anew; Kernels does not.
     """
 
     def __init__(self):
@@ -214,6 +213,62 @@ def test_a_recorded_step_leaves_the_same_bits(make_run, monkeypatch, what, chang
             train(cells, cells, stopped)
         stopped.keeper = Countdown(10**9)
         assert train_all(cells, stopped) == eager
+
+
+class Kernels(TorchDispatchMode):
+    """A recording as a CUDA graph's: the kernels, on the memory and with the numbers they had."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        self.calls.append((func, args, kwargs or {}, found))
+        return found
+
+    @torch.no_grad()
+    def replay(self):
+        now = {}  # what stands for the recording's results
+
+        def current(x):
+            return now.get(id(x), x) if isinstance(x, Tensor) else x
+
+        for func, args, kwargs, found in self.calls:
+            new = func(*tree_map(current, args), **tree_map(current, kwargs))
+            now |= zip(map(id, tree_leaves(found)), tree_leaves(new), strict=True)
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet18"])
+def test_a_replay_has_the_weight_that_the_soft_loss_has_in_its_epoch(make_run, monkeypatch, model):
+    """It grows over four epochs. It is a tensor here, as it is on a GPU."""
+    recordings = []
+
+    def capture(step):
+        step()
+        recordings.append(Kernels())
+        with recordings[-1]:
+            step()
+        return recordings[-1].replay
+
+    monkeypatch.setattr(steps, "FUSES", {"cpu"})
+    monkeypatch.setitem(steps.CAPTURE, "cpu", capture)
+    settings = replace(TINY, epochs=5, last_batch="drop")
+    cell = Cell(model, 2, 0, "dkd", 0.5, 4.0, beta=1.0, lr=0.05, teacher_seed=0, soft_warmup=4)
+    trainee = Trainee(cell, settings, 10, CPU)
+    trainee.weight = torch.tensor(trainee.weight)
+    pass_ = Steps([trainee], make_run("out", settings))
+    seen = []
+    for epoch in range(5):
+        pass_.begin(epoch, epoch_views(0, epoch, pass_.images), torch.randn(100, 10))
+        for step in range(pass_.count):
+            pass_.take(step)
+        loss, hard, soft = trainee.sums[:3].tolist()
+        seen.append((loss - 0.5 * hard) / (0.5 * soft))
+        trainee.epoch, trainee.step = epoch + 1, 0
+        trainee.sums.zero_()
+    assert len(recordings) == 1
+    assert seen == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0], abs=1e-4)
 
 
 def test_where_a_step_cannot_be_recorded_it_is_launched(make_run, monkeypatch, capsys):
