@@ -33,7 +33,8 @@ def checkout(tmp_path):
     """The scripts in a folder of their own."""
     root = tmp_path / "checkout"
     root.mkdir()
-    for name in ("gpu.sh", "exp.sh", "start.sh", "setup.sh", "ranks.sh"):
+    needs = ("requirements.txt", "requirements-dev.txt")
+    for name in ("gpu.sh", "exp.sh", "start.sh", "setup.sh", "ranks.sh", *needs):
         shutil.copy(ROOT / name, root)
     (root / "python").write_text(STUB)
     (root / "python").chmod(0o755)

@@ -438,7 +438,7 @@ def test_cells_without_a_seed_in_common_are_not_called_equal():
     near = [taught(0.5, 4, s, acc) for s, acc in enumerate((0.64, 0.61, 0.63))]
     other = [taught(0.5, t, s, 0.4) for t in (10, 20, 30) for s in (3, 4, 5)]
     said = texts(frame(best + near + other))[1]
-    assert "1 of 1 other cell do not differ" in said
+    assert "1 of 1 other cell does not differ" in said
     assert "from the best (3 more cannot be compared with it). Two cells are typically" in said
 
 

@@ -509,6 +509,7 @@ def test_what_it_costs_and_what_fits_an_hour(small, capsys, monkeypatch):
     flags, out = small
     monkeypatch.setattr(trial_cost, "pace", lambda *_: trial_cost.Pace(1.0, 0.0))
     monkeypatch.setattr(trial_cost, "answer_pace", lambda *_: 1.0)
+    monkeypatch.setattr(trial_cost.time, "process_time", lambda: 0.0)
     flags += ["--steps", 100, "--plan", "40:4", "0:8", "--ranks", 2, "--tries", 40]
     assert script(trial.main, *flags) == 0
     first, second = capsys.readouterr().out.splitlines()
