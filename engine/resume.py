@@ -233,7 +233,8 @@ class Unfinished:
                 stored = load_checkpoint(path) if path.exists() else {}
             if "basis" not in stored:  # there is none, or it is of an older version
                 continue
-            if not self.other_basis(stored["basis"] | {"epochs": settings.epochs}):
+            ours = {"epochs": settings.epochs, "eval_every": self.run.eval_every}
+            if not self.other_basis(stored["basis"] | ours):
                 note(f"{trainee.run_id} goes on from {name}")
                 both = {"model": stored["state"], "regressor": stored.get("regressor")}
                 return stored["progress"] | both

@@ -116,6 +116,18 @@ def test_a_longer_run_of_the_same_schedule_goes_on(make_run, steps, changes):
     assert one[same].equals(other.loc[one.index, same])
 
 
+def test_other_measurements_are_another_run_but_of_a_shorter_one_that_ended(make_run, steps):
+    """A run's best epoch depends on them, its weights do not."""
+    stop(GRID, make_run("stopped"), chances=9)
+    with pytest.raises(UserError, match="eval_every 1, now 2"):
+        train_all(GRID, make_run("stopped", eval_every=2))
+    for epochs in (1, 2):
+        settings = replace(TINY, epochs=epochs)
+        steps.clear()
+        train_all(GRID, make_run("longer", settings, eval_every=epochs))
+    assert sum(steps.values()) == 4 * len(GRID)  # the second epoch alone
+
+
 def test_another_schedule_starts_anew(make_run, steps):
     train_all(GRID, make_run("out", replace(TINY, epochs=1, t_max=1)))
     steps.clear()
