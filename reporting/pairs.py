@@ -35,9 +35,11 @@ FIRST = ("none", "")  # the line of the student alone
 MARK = {ALONE: MARKS, KD: {1: " ↑", -1: " ↓", 0: ""}}
 PUBLISHED = ROOT / "results" / "published.csv"
 THEIRS = {"dataset": "cifar100", "train_size": 50000, "epochs": 240}  # with the crd recipe
-# Methods whose term and weight are those of the published table, and those whose compared layers
-# are so only in its ResNets; all others' figures are marked (docs/protocol.md).
-ALIKE, ALIKE_IN_RESNETS = ("none", KD, "rkd", "pkt", "crd"), ("sp", "nst", "vid")
+# Where term, weight and compared layers are those of the published table, by method: the beginnings
+# of both networks' names. All other figures are marked (docs/protocol.md).
+ALIKE = dict.fromkeys(("none", KD, "rkd", "pkt", "crd"), ("",))
+ALIKE |= {"sp": ("resnet", "vgg"), "nst": ("resnet",), "vid": ("resnet",)}
+ALIKE |= {"dkd": ("resnet32x4", "resnet8x4")}
 UNLIKE = " ≠"
 
 
@@ -267,8 +269,7 @@ def beside_published(pairs: Pairs) -> str:
 
 def is_alike(networks: list[str], method: str) -> bool:
     """Whether a published figure is of the same loss, weight and layers as the cell here."""
-    resnets = all(network.startswith("resnet") for network in networks)
-    return method in ALIKE or (method in ALIKE_IN_RESNETS and resnets)
+    return all(network.startswith(ALIKE.get(method, ())) for network in networks)
 
 
 def is_recipes(row: NamedTuple) -> bool:

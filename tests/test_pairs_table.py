@@ -256,6 +256,23 @@ def test_published_figures_name_networks_methods_epochs_and_sources():
         assert tian[tian.method == method].groupby(role).accuracy.nunique().max() == 1
 
 
+@pytest.mark.parametrize(
+    "teacher, student, method, alike",
+    [
+        ("wrn-40-2", "shufflenetv2", "kd", True),
+        ("vgg13", "vgg8", "sp", True),  # the last block's output, there as here
+        ("wrn-40-2", "wrn-16-2", "sp", False),
+        ("resnet56", "resnet20", "vid", True),
+        ("vgg13", "vgg8", "vid", False),
+        ("resnet32x4", "resnet8x4", "dkd", True),  # 8 times NCKD, as here
+        ("resnet56", "resnet20", "dkd", False),
+        ("resnet56", "resnet20", "fitnet", False),
+    ],
+)
+def test_which_published_figures_are_of_the_same_cell(teacher, student, method, alike):
+    assert pairs.is_alike([teacher, student], method) is alike
+
+
 def test_published_figures_stand_beside_the_recipe_at_full_length_only():
     recipes = {"beta": 1.0, "temperature": 4.0, "soft_warmup": 20, "hard_weight": 1.0}
     own = [recipes, recipes | {"beta": 3.0, "tail": "-b3"}, {"beta": 1.0, "tail": "-h"}]
