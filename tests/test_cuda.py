@@ -241,6 +241,7 @@ RECORDED = {
     "a stack": (GRID, False),
     "one CNN": (GRID[:1], False),
     "a ResNet": (RESNET, False),
+    "a ResNet, phased in": ([replace(RESNET[0], soft_warmup=2)], False),
     "a ResNet in bfloat16": (RESNET, True),
 }
 
