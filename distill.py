@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
 import flags
 from engine.cells import Cell
 from engine.grid import run_command, teacher_fields
-from engine.recipes import weights_of
+from engine.recipes import beta_of, weights_of
 from losses import ON_STAGES, is_taught, parts
 from utils import UserError, note, run_script
 
@@ -61,12 +61,11 @@ def how_trained(name: str, betas: list, args: argparse.Namespace) -> dict[str, l
         raise UserError(f"--method {name} compares no layers: leave --student-layers and "
                         "--teacher-layers out")  # fmt: skip
     usual = weights_of(args.recipe, name, args.epochs)
-    unset = usual.get("beta", methods[-1].beta if methods else None)
     sweeps = any(m.temperature for m in methods)
     found = {
         "alpha": args.alpha or [usual["alpha"]],
         "temperature": (args.temperature or [usual["temperature"]]) if sweeps else [None],
-        "beta": betas or args.beta or [unset],
+        "beta": betas or args.beta or [beta_of(args.recipe, name)],
     }
     for what, off in (("hard_weight", None), ("scale_t2", False), ("soft_warmup", 0)):
         given = getattr(args, what)

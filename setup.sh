@@ -19,27 +19,25 @@ for path in sys.argv[1:]:
 PY
 }
 
-if [ -n "${PYTHON:-}" ] && ! command -v "$PYTHON" >/dev/null; then
-    echo "error: there is no $PYTHON, which PYTHON names" >&2
-    exit 2
-fi
 if [ -n "${PYTHON:-}" ]; then
+    command -v "$PYTHON" >/dev/null || {
+        echo "error: there is no $PYTHON, which PYTHON names" >&2
+        exit 2
+    }
     has_needs "$PYTHON" || echo "note: $PYTHON, which PYTHON names, lacks something in $NEEDS, or has it older" >&2
+elif has_needs python3; then
+    PYTHON=python3
 else
-    if has_needs python3; then
-        PYTHON=python3
-    else
-        PYTHON=.venv/bin/python
-        if ! has_needs "$PYTHON"; then
-            echo "setting up .venv (PyTorch and what it needs: some minutes, 6 GB)" >&2
-            python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-                echo "error: Python 3.10 or newer is needed as python3" >&2
-                exit 2
-            }
-            python3 -m venv .venv
-            for file in $NEEDS; do
-                "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
-            done
-        fi
+    PYTHON=.venv/bin/python
+    if ! has_needs "$PYTHON"; then
+        echo "setting up .venv (PyTorch and what it needs: some minutes, 6 GB)" >&2
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+            echo "error: Python 3.10 or newer is needed as python3" >&2
+            exit 2
+        }
+        python3 -m venv .venv
+        for file in $NEEDS; do
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        done
     fi
 fi

@@ -7,6 +7,8 @@ RepDistiller): every term beside a hard loss of weight 1, but kd as 0.1 hard + 0
 from dataclasses import dataclass, field
 from typing import Any
 
+from losses import parts
+
 NARROW = ("mobilenet", "shufflenet")  # diverge at the learning rate of the others
 
 
@@ -61,6 +63,13 @@ def settings_of(recipe: str, model: str, epochs: int | None) -> dict[str, Any]:
         scaled = sorted({known.scaled(each, length) for each in known.milestones})
         found["milestones"] = " ".join(map(str, scaled))
     return found
+
+
+def beta_of(recipe: str, method: str) -> float | None:
+    """The weight of a method's term: the recipe's, or its own; None where it has none."""
+    methods = parts(method)
+    own = methods[-1].beta if methods else None
+    return RECIPES[recipe].weights.get(method, {}).get("beta", own)
 
 
 def weights_of(recipe: str, method: str, epochs: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from engine.cells import defaults
-from engine.recipes import weights_of
+from engine.recipes import beta_of, weights_of
 from losses import METHODS, parts
 from reporting import stats
 from reporting.compare import KD, Results
@@ -274,10 +274,9 @@ def is_alike(networks: list[str], method: str) -> bool:
 
 def is_recipes(row: NamedTuple) -> bool:
     """Whether a student has nothing else than the recipe says of its method."""
-    usual, methods = weights_of("crd", row.method, THEIRS["epochs"]), parts(row.method)
+    usual, beta = weights_of("crd", row.method, THEIRS["epochs"]), beta_of("crd", row.method)
     hard = usual.get("hard_weight")
-    beta = usual.get("beta", methods[-1].beta if methods else None)
-    return not methods or (
+    return not parts(row.method) or (
         row.alpha == usual["alpha"]
         and row.temperature in (NO_TEMPERATURE, usual.get("temperature"))
         and row.scale_t2 == usual.get("scale_t2", False)

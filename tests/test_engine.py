@@ -201,9 +201,9 @@ def test_clearing_up_leaves_a_run_that_is_under_way(make_run):
     run = make_run("out")
     folder = folder_of(GRID, run.settings, run.out_dir)
     with claim(folder):
-        remove(folder_of(GRID, run.settings, run.out_dir))
+        remove(folder)
         assert folder.exists()
-    remove(folder_of(GRID, run.settings, run.out_dir))
+    remove(folder)
     assert not folder.exists()
 
 
